@@ -5,42 +5,36 @@ A subspace found by one method is a value that another can use: `Subspace` is on
 auditing all obey it. Attributes load on first use, so `import spanwise` needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spanwise._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from spanwise.atlas import Atlas
-    from spanwise.subspace import Subspace
+    from spanwise.atlas import Atlas as Atlas
+    from spanwise.subspace import Subspace as Subspace
 
 __version__ = "0.1.0.dev0"
 
 __all__ = ["Atlas", "Subspace", "__version__"]
 
-_ATTRIBUTES = {"Atlas": "spanwise.atlas", "Subspace": "spanwise.subspace"}
-_ROOMS = {
-    "atlas",
-    "catalog",
-    "datasets",
-    "io",
-    "layouts",
-    "linalg",
-    "optim",
-    "plots",
-    "report",
-    "reproductions",
-    "subspace",
-    "training",
-    "zoo",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ATTRIBUTES:
-        return getattr(import_module(_ATTRIBUTES[name]), name)
-    if name in _ROOMS:
-        return import_module(f"spanwise.{name}")
-    raise AttributeError(f"module 'spanwise' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_ATTRIBUTES, *_ROOMS})
+__getattr__, __dir__ = lazy_attributes(
+    "spanwise",
+    {"Atlas": "spanwise.atlas", "Subspace": "spanwise.subspace"},
+    rooms=frozenset(
+        {
+            "atlas",
+            "catalog",
+            "datasets",
+            "io",
+            "layouts",
+            "linalg",
+            "optim",
+            "plots",
+            "report",
+            "reproductions",
+            "subspace",
+            "training",
+            "zoo",
+        }
+    ),
+)
