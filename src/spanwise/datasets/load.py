@@ -1,0 +1,148 @@
+"""Reading text: files, folders, globs, JSONL, CSV, npz, or the name of a data set."""
+
+import glob
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from spanwise.datasets.builtin import python_docs, python_stdlib
+from spanwise.datasets.formats import READERS, read_text_file, suffix_of
+from spanwise.datasets.resolve import ASSETS, nearest, resolve
+from spanwise.datasets.text import Document, TextData, join
+
+BUILTIN: dict[str, Callable[[], TextData]] = {
+    "python-stdlib": python_stdlib,
+    "python-docs": python_docs,
+}
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?(@[\w.\[\]:%-]+)?")
+
+
+def names() -> list[str]:
+    """The data sets that `load` knows by name."""
+    return sorted([*BUILTIN, *ASSETS])
+
+
+def load(name: str, *, path: str | Path | None = None) -> TextData:
+    """A data set by name: text the interpreter ships, or an asset that `resolve` finds.
+
+    Raises:
+        ValueError: If the name is unknown.
+        FileNotFoundError: If its file is nowhere.
+    """
+    if name in BUILTIN and path is None:
+        return BUILTIN[name]()
+    if name not in names():
+        raise ValueError(f"unknown data set {name!r}. {nearest(name, names())}")
+    found = load_text(resolve(name, path))
+    return TextData(name=name, documents=found.documents, files=found.files)
+
+
+def load_text(
+    source: str | Path | Sequence[str | Path], *, text: str | None = None, label: str | None = None
+) -> TextData:
+    """Documents from wherever text usually lies.
+
+    Args:
+        source: One or several of: a file, a folder (all its text files, hidden ones left out),
+            a glob, a name from `names()`, or a data set of the `datasets` library written
+            `owner/name`, `owner/name:config` or `owner/name@split`. A file that ends in
+            `.jsonl` holds one object per line with `text`, or `prompt` and `completion`, or
+            `messages`; `.csv` and `.tsv` a table; `.npz` strings under `text` or ready ids
+            under `input_ids`; all else is UTF-8 text. Any of them may be gzipped (`.gz`).
+        text: The column or key that holds the text; `text` by default.
+        label: A column or key with the answer. Then the text is read and only the answer is
+            learned.
+
+    Raises:
+        FileNotFoundError: If a file, folder or glob holds nothing.
+        ValueError: If a file is empty, not what its ending says, or lacks the column; the
+            message names the file and the line.
+
+    Example:
+        >>> len(load_text("python-docs")) > 50
+        True
+    """
+    if not isinstance(source, (str, Path)):
+        return join([load_text(part, text=text, label=label) for part in source])
+    name = str(source)
+    if name in BUILTIN or name in ASSETS:
+        return load(name)
+    paths = _paths(name)
+    if not paths:
+        return _from_hub(name, text, label)
+    documents: list[Document] = []
+    files: list[tuple[str, str]] = []
+    for path in paths:
+        data = path.read_bytes()
+        read = READERS.get(suffix_of(path), read_text_file)
+        documents += read(data, path, text, label)
+        files.append((str(path), hashlib.sha256(data).hexdigest()))
+    if not documents:
+        raise ValueError(f"{name}: {len(files)} file(s) read and none holds any text.")
+    return TextData(name=name, documents=tuple(documents), files=tuple(files))
+
+
+def _paths(source: str) -> list[Path]:
+    """The files a path or glob stands for; none if it can only be a data set's name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path)]
+        if not found:
+            raise FileNotFoundError(f"the folder {source} holds no files.")
+        return [p for p in found if _looks_like_text(p)] or found
+    if any(sign in source for sign in "*?["):
+        if matches := [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]:
+            return [p for p in matches if p.is_file()]
+        if "*" in source or "?" in source:
+            raise FileNotFoundError(f"no file matches {source!r} (from {Path.cwd()}).")
+    known = suffix_of(path) in {*READERS, ".txt", ".md", ".rst", ".py", ".json"}
+    if known or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise FileNotFoundError(f"no file or folder at {source!r} (from {Path.cwd()}).")
+    return []
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in path.relative_to(root).parts)
+
+
+def _looks_like_text(path: Path) -> bool:
+    if suffix_of(path) in READERS or path.suffix == ".gz":
+        return True
+    with path.open("rb") as stream:
+        return b"\0" not in stream.read(4096)
+
+
+def _from_hub(name: str, text: str | None, label: str | None) -> TextData:
+    """A data set of the `datasets` library, for names that are neither files nor ours."""
+    missing = (
+        f"{name!r} is no file, folder or glob here (from {Path.cwd()}) and no data set of "
+        f"spanwise. {nearest(name, names())}"
+    )
+    if not _HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(missing)
+    try:
+        import datasets
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{missing} To read it from the hub: pip install 'spanwise[hub]'."
+        ) from error
+    path, _, split = name.partition("@")
+    path, _, config = path.partition(":")
+    try:
+        rows = datasets.load_dataset(path, config or None, split=split or "train")
+    except Exception as error:  # the library raises a dozen kinds, offline ones among them
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{missing} The datasets library says: {reason}") from error
+    from spanwise.datasets.formats import document_of
+
+    documents = [
+        document_of(row, f"{name}, row {index}", text, label) for index, row in enumerate(rows)
+    ]
+    return TextData(
+        name=name,
+        documents=tuple(d for d in documents if d.plain.strip()),
+        files=((name, str(getattr(rows, "_fingerprint", ""))),),
+    )

@@ -1,0 +1,104 @@
+"""Where a named data file lies: explicit path, `$SPANWISE_DATA`, the cache, its origin."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A data file that is not packaged: its place in a data folder and its origin."""
+
+    path: str
+    """Below a data folder; a `.gz` beside it is taken as well."""
+    url: str
+    sha256: str
+    """Of the file as its origin serves it."""
+    licence: str
+
+
+_WIKITEXT = (
+    "https://raw.githubusercontent.com/pytorch/examples/77f55b912142/"
+    "word_language_model/data/wikitext-2/"
+)
+
+ASSETS: dict[str, Asset] = {
+    "wikitext2-valid": Asset(
+        path="wikitext2/valid.txt",
+        url=_WIKITEXT + "valid.txt",
+        sha256="f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+        licence="CC BY-SA 3.0",
+    ),
+    "wikitext2-test": Asset(
+        path="wikitext2/test.txt",
+        url=_WIKITEXT + "test.txt",
+        sha256="d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        licence="CC BY-SA 3.0",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where spanwise keeps what it downloads or converts.
+
+    `$SPANWISE_CACHE` if set, else `spanwise` below `$XDG_CACHE_HOME` or `~/.cache`.
+    """
+    if chosen := os.environ.get("SPANWISE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "spanwise"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A sentence that names the nearest known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def resolve(name: str, path: str | Path | None = None) -> Path:
+    """The file behind a named asset.
+
+    Looks at `path`, then below `$SPANWISE_DATA`, then in the cache, and last downloads from
+    the origin with a pinned checksum (needs `pooch`).
+
+    Raises:
+        ValueError: If the name is unknown.
+        FileNotFoundError: If `path` was given and is missing, or the file is nowhere and
+            cannot be downloaded.
+    """
+    if name not in ASSETS:
+        raise ValueError(f"unknown data set {name!r}. {nearest(name, list(ASSETS))}")
+    if path is not None:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: no file at {path}.")
+        return path
+    asset = ASSETS[name]
+    folders = [cache_folder() / "data"]
+    if chosen := os.environ.get("SPANWISE_DATA"):
+        folders.insert(0, Path(chosen).expanduser())
+    for folder in folders:
+        for candidate in (folder / asset.path, folder / f"{asset.path}.gz"):
+            if candidate.is_file():
+                return candidate
+    return _download(name, asset)
+
+
+def _download(name: str, asset: Asset) -> Path:
+    way_out = f"Put it at $SPANWISE_DATA/{asset.path} (or .gz) by hand; its origin is {asset.url}"
+    try:
+        import pooch
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name} is not on this machine and pooch is not installed "
+            f"(pip install 'spanwise[hub]'). {way_out}"
+        ) from error
+    target = cache_folder() / "data" / asset.path
+    try:
+        found = pooch.retrieve(
+            asset.url, f"sha256:{asset.sha256}", fname=target.name, path=target.parent
+        )
+    except Exception as error:  # requests, urllib3 and OSError, by what is installed
+        raise FileNotFoundError(f"{name} could not be downloaded ({error}). {way_out}") from error
+    return Path(found)

@@ -1,0 +1,139 @@
+"""Causal language models by preset, folder or name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spanwise.datasets import ByteTokenizer
+from spanwise.datasets.resolve import nearest
+from spanwise.zoo.llama import SHAPES, llama_config
+from spanwise.zoo.smollm import smollm_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_PACKAGED = {"smollm2-135m": smollm_folder}
+
+
+class Loaded(NamedTuple):
+    """A model and the tokenizer that writes its ids."""
+
+    model: "PreTrainedModel"
+    tokenizer: Any
+
+
+def names() -> list[str]:
+    """Every name that `load` knows: fresh LLaMA sizes and packaged pretrained models."""
+    return [*(f"llama-{size}" for size in SHAPES), *_PACKAGED]
+
+
+def load(name: str, **options: Any) -> Loaded:
+    """A model by name; `options` as in `load_model`.
+
+    Raises:
+        ValueError: If the name is unknown; the message tells the nearest.
+    """
+    if _preset(name) is None and name not in _PACKAGED:
+        raise ValueError(f"unknown model {name!r}. {nearest(name, names())}")
+    return load_model(name, **options)
+
+
+def load_model(
+    spec: str | Path,
+    *,
+    dtype: "torch.dtype | str" = "float32",
+    seed: int = 0,
+    layers: int | None = None,
+    tokenizer: str | Path | None = None,
+) -> Loaded:
+    """A causal language model and its tokenizer.
+
+    Args:
+        spec: A size preset ("llama-60m": fresh weights), a transformers folder, or a packaged
+            model ("smollm2-135m").
+        dtype: Of the weights.
+        seed: Draws a preset's fresh weights; the global generator is left alone.
+        layers: Keep only the first so many layers.
+        tokenizer: Where another tokenizer lies: "bytes", a folder or a model's name.
+
+    Raises:
+        ValueError: If nothing answers to `spec`, or `layers` exceeds what the model has.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    config = load_config(spec, layers=layers)
+    reader = load_tokenizer(tokenizer or spec)
+    if folder := _folder(spec):
+        # transformers leaves weights of dropped layers unread.
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+    else:
+        config.vocab_size = max(config.vocab_size, len(reader))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return Loaded(model, reader)
+
+
+def load_config(spec: str | Path, *, layers: int | None = None) -> "PretrainedConfig":
+    """The configuration behind `spec`, without its weights.
+
+    Raises:
+        ValueError: If nothing answers to `spec`, or `layers` exceeds what the model has.
+    """
+    from transformers import AutoConfig
+
+    if preset := _preset(spec):
+        config = llama_config(preset)
+    elif folder := _folder(spec):
+        config = AutoConfig.from_pretrained(folder)
+        config.use_cache = False
+    else:
+        raise ValueError(_unknown(spec))
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise ValueError(
+                f"layers = {layers}: {spec} has {config.num_hidden_layers}; keep at least 1."
+            )
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    return config
+
+
+def load_tokenizer(spec: str | Path) -> Any:
+    """The tokenizer of a model; presets read bytes.
+
+    Raises:
+        ValueError: If nothing answers to `spec`.
+    """
+    if str(spec) == "bytes" or _preset(spec):
+        return ByteTokenizer()
+    folder = _folder(spec)
+    if folder is None:
+        raise ValueError(_unknown(spec))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _preset(spec: str | Path) -> str | None:
+    """The size behind "llama-60m" or "60m", or None."""
+    size = str(spec).lower().removeprefix("llama-")
+    return size if size in SHAPES and not Path(spec).is_dir() else None
+
+
+def _folder(spec: str | Path) -> Path | None:
+    path = Path(spec).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"{spec} is a folder without config.json: not a transformers model.")
+    return _PACKAGED[str(spec)]() if str(spec) in _PACKAGED else None
+
+
+def _unknown(spec: str | Path) -> str:
+    return (
+        f"no model at {str(spec)!r}: not a folder, a size or a name. {nearest(str(spec), names())}"
+    )
