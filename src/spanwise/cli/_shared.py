@@ -203,7 +203,7 @@ def _plain_table(
 def _template(config_class: type[C], argv: Sequence[str]) -> C | None:
     """The options in the file behind `--config`, or None without one."""
     path = None
-    for here, following in zip(argv, [*argv[1:], None], strict=True):
+    for here, following in zip(argv, [*argv[1:], None], strict=False):
         if here == "--":
             break
         if here == "--config":
