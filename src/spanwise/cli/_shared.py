@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ class Terminal:
         if not self.interactive:
             print(text, file=self.stream, flush=True)
             return
-        width = max(20, os.get_terminal_size(self.stream.fileno()).columns - 1)
+        width = max(20, shutil.get_terminal_size().columns - 1)
         text = text[:width]
         print("\r" + text.ljust(self._open_line), end="", file=self.stream, flush=True)
         self._open_line = len(text)

@@ -123,14 +123,18 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_plain(hint, value)
     container = origin or hint
-    if container in (list, tuple, set, frozenset) and isinstance(value, (list, tuple)):
+    if container in (list, tuple, set, frozenset):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{key} must be a list, got {value!r}.")
         item = args[0] if args else Any
         if container is tuple and args and args[-1] is not Ellipsis:
             if len(args) != len(value):
                 raise ValueError(f"{key} must have {len(args)} values, got {len(value)}.")
             return tuple(_convert(a, v, key) for a, v in zip(args, value, strict=True))
         return container(_convert(item, v, f"{key}[{i}]") for i, v in enumerate(value))
-    if isinstance(container, type) and issubclass(container, Mapping) and isinstance(value, dict):
+    if isinstance(container, type) and issubclass(container, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be a mapping, got {value!r}.")
         return value
     return _scalar(hint, value, key)
 

@@ -40,6 +40,7 @@ class RunFolder:
                 f"{path} already holds a run. Continue it with --resume, or name another folder."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._whole_lines = False
 
     @property
     def config_path(self) -> Path:
@@ -96,9 +97,13 @@ class RunFolder:
         """
         record = {"time": round(time.time(), 3), **to_plain(event), **to_plain(more)}
         line = json.dumps(record) + "\n"
-        # One write of one line: processes that append to the same file do not mix lines.
-        with self.events_path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self.events_path.open("ab+") as file:
+            if file.tell() and not self._whole_lines:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash cut the last line short
+                    line = "\n" + line
+            self._whole_lines = True
+            file.write(line.encode())
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Events so far, in order; a last line that a crash cut short is left out.
