@@ -1,0 +1,74 @@
+"""The child process of `run_cells`: reads cells as JSON lines, writes results as JSON lines.
+
+A process of its own, started by module name, so that a cell needs neither pickling nor a
+guarded `__main__`, and starts with the thread count already in its environment.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def peak_bytes() -> int | None:
+    """The largest resident size of this process so far; None where the system keeps none."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def source_digest(path: str | Path) -> str | None:
+    """SHA-256 of a source file; None if it is gone."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def loaded_sources(roots: set[str]) -> dict[str, str | None]:
+    """Digest of each source file that this process has loaded from the packages `roots`.
+
+    A finished cell is valid while exactly these files stay as they are.
+    """
+    files = {
+        str(getattr(module, "__file__", None))
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in roots
+    }
+    return {f: source_digest(f) for f in sorted(files) if f.endswith(".py")}
+
+
+def main(target: str) -> None:
+    """Serve cells of `target`, written "module:function", until the input ends."""
+    # Prints inside a cell must not mix with the answers, so these keep a private copy of stdout.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    module, _, name = target.partition(":")
+    for line in sys.stdin:
+        start = time.perf_counter()
+        answer: dict[str, Any] = {}
+        try:
+            value = getattr(importlib.import_module(module), name)(json.loads(line))
+            if not isinstance(value, dict):
+                raise TypeError(f"{target} must return a dict, got a {type(value).__name__}.")
+            json.dumps(value, allow_nan=False)
+            answer["value"] = value
+        except Exception:
+            answer["error"] = traceback.format_exc()
+        answer["seconds"] = round(time.perf_counter() - start, 3)
+        answer["peak_bytes"] = peak_bytes()
+        answer["sources"] = loaded_sources({"spanwise", module.partition(".")[0]})
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[2])
+    main(sys.argv[1])
