@@ -5,8 +5,9 @@ one `Atlas` speak about `nn.Linear`, transformers' `Conv1D`, convolutions, embed
 stacked experts alike. Parameter names are the keys everywhere.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,12 +50,7 @@ def stored_matrix(tensor: Tensor, layout: Layout) -> Tensor:
     Raises:
         ValueError: If the tensor's number of dimensions does not fit the layout.
     """
-    expected = {"linear": (2,), "transposed": (2,), "conv": (3, 4, 5)}.get(layout, (3,))
-    if layout not in LAYOUTS or tensor.ndim not in expected:
-        raise ValueError(
-            f"layout {layout!r} does not fit a tensor of shape {tuple(tensor.shape)}; "
-            f"layouts are {', '.join(LAYOUTS)}."
-        )
+    _check_layout(tensor.shape, layout)
     return tensor.flatten(1) if layout == "conv" else tensor
 
 
@@ -68,6 +64,39 @@ def matrix_view(tensor: Tensor, layout: Layout) -> Tensor:
     """
     stored = stored_matrix(tensor, layout)
     return stored.mT if is_transposed(layout) else stored
+
+
+def map_dims(shape: Sequence[int], layout: Layout) -> tuple[tuple[int, ...], int, int]:
+    """What a stored shape means: the expert axes (at most one), m outputs and n inputs.
+
+    Raises:
+        ValueError: If the number of dimensions does not fit the layout.
+
+    Example:
+        >>> map_dims((8, 3, 5, 5), "conv")
+        ((), 8, 75)
+    """
+    _check_layout(shape, layout)
+    if layout == "conv":
+        return (), shape[0], math.prod(shape[1:])
+    *batch, rows, cols = shape
+    m, n = (cols, rows) if is_transposed(layout) else (rows, cols)
+    return tuple(batch), m, n
+
+
+def _check_layout(shape: Sequence[int], layout: Layout) -> None:
+    expected = {"linear": (2,), "transposed": (2,), "conv": (3, 4, 5)}.get(layout, (3,))
+    if layout not in LAYOUTS or len(shape) not in expected:
+        raise ValueError(
+            f"layout {layout!r} does not fit a tensor of shape {tuple(shape)}; "
+            f"layouts are {', '.join(LAYOUTS)}."
+        )
+
+
+def side_dim(shape: Sequence[int], layout: Layout, side: Side) -> int:
+    """The dimension of the space that one side of the map lives in."""
+    _, m, n = map_dims(shape, layout)
+    return m if side == "output" else n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +122,12 @@ class LinearMap:
     @property
     def outputs(self) -> int:
         """m, the width of the map's output."""
-        return matrix_view(self.parameter.detach(), self.layout).shape[-2]
+        return map_dims(self.shape, self.layout)[1]
 
     @property
     def inputs(self) -> int:
         """n, the width of the map's input."""
-        return matrix_view(self.parameter.detach(), self.layout).shape[-1]
+        return map_dims(self.shape, self.layout)[2]
 
 
 def linear_maps(model: nn.Module, *, embeddings: bool = False) -> Iterator[LinearMap]:
@@ -113,9 +142,7 @@ def linear_maps(model: nn.Module, *, embeddings: bool = False) -> Iterator[Linea
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(strip_prefixes(name))
-    tables = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     seen: set[int] = set()
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
