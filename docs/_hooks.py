@@ -1,0 +1,36 @@
+"""Hooks of the site: tables from the code, and the committed results beside the pages."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_files(files, config):
+    """Make results/ part of the site, so that pages and repository show the same figures."""
+    for path in sorted((ROOT / "results").glob("*")):
+        if path.suffix in (".svg", ".png", ".json", ".html"):
+            uri = f"results/{path.name}"
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Fill the tables in, and point links to ../results at the site's copy."""
+    from spanwise import catalog, cli
+
+    depth = page.file.src_uri.count("/")
+    up = "../" * depth
+    if "<!-- methods -->" in markdown:
+        table = catalog.markdown_table(root=up).replace(f"({up}docs/", f"({up}")
+        markdown = re.sub(
+            r"<!-- methods -->.*<!-- /methods -->", lambda _: table, markdown, flags=re.DOTALL
+        )
+    if "<!-- verbs -->" in markdown:
+        rows = "\n".join(f"| `{verb}` | {line} |" for verb, (_, line) in cli.VERBS.items())
+        markdown = re.sub(
+            r"<!-- verbs -->\n<!-- /verbs -->", lambda _: rows, markdown, flags=re.DOTALL
+        )
+    return markdown.replace(f"]({up}../results/", f"]({up}results/")
