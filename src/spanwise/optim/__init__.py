@@ -1,0 +1,23 @@
+"""Optimizers that work in a subspace of the gradient, and the guard that any optimizer obeys."""
+
+from spanwise.optim._constraints import project_lora_
+from spanwise.optim._groups import ParamGroups, param_groups
+from spanwise.optim._guard import Guard, guard
+from spanwise.optim._report import OptimizerReport, ReportRow, plan_state_bytes, state_bytes
+from spanwise.optim._zoo import METHODS, build_optimizer
+from spanwise.optim.galore import GaLore
+
+__all__ = [
+    "METHODS",
+    "GaLore",
+    "Guard",
+    "OptimizerReport",
+    "ParamGroups",
+    "ReportRow",
+    "build_optimizer",
+    "guard",
+    "param_groups",
+    "plan_state_bytes",
+    "project_lora_",
+    "state_bytes",
+]

@@ -1,0 +1,233 @@
+"""From atlases and names to the constraint of every parameter of an optimizer."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spanwise.layouts import Side, is_transposed, stored_matrix, strip_prefixes
+from spanwise.optim._constraint import BiasRule, Constraint, SideConstraint, weight_constraint
+
+if TYPE_CHECKING:
+    from spanwise.atlas import Atlas, Entry
+
+
+@dataclass
+class Constraints:
+    """Which parameters are held to what, by name.
+
+    Names, not identities: a copied or unpickled optimizer stays guarded.
+    """
+
+    by_name: dict[str, Constraint] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+
+    def get(self, name: str, like: Tensor) -> Constraint | None:
+        """The constraint of parameter `name`, moved to `like`'s device and precision once."""
+        name = strip_prefixes(name)
+        constraint = self.by_name.get(name)
+        if constraint is None:
+            return None
+        basis = constraint.any_basis
+        if basis is not None and (
+            basis.device != like.device
+            or (like.dtype == torch.float64) != (basis.dtype == torch.float64)
+        ):
+            constraint = self.by_name[name] = constraint.to(like)
+        return constraint
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    @classmethod
+    def resolve(
+        cls,
+        named: Iterable[tuple[str, Tensor]],
+        avoid: "Atlas | None",
+        within: "Atlas | None",
+        *,
+        bias: BiasRule = "freeze",
+    ) -> "Constraints":
+        """Match the entries of `avoid` and `within` to parameters by name.
+
+        Args:
+            named: The optimizer's parameters with their names.
+            avoid: Directions that updates must keep out of.
+            within: Directions that updates must stay in.
+            bias: What an input entry does to the bias of its map. `"freeze"` (default) keeps
+                responses to the protected inputs exactly; `"allow"` lets all outputs shift.
+
+        Raises:
+            ValueError: If an atlas matches no parameter, or an entry does not fit the
+                parameter of its name.
+        """
+        self = cls()
+        if avoid is None and within is None:
+            return self
+        if bias not in ("freeze", "allow"):
+            raise ValueError(f'bias must be "freeze" or "allow", got {bias!r}.')
+        table = {strip_prefixes(name): p for name, p in named}
+        matched = {"avoid": 0, "within": 0}
+        for name, p in table.items():
+            found: dict[str, dict[Side, Entry]] = {}
+            for word, atlas in (("avoid", avoid), ("within", within)):
+                found[word] = {} if atlas is None else _entries_for(atlas, name)
+                matched[word] += len(found[word])
+                for entry in found[word].values():
+                    _check_fit(name, p, entry, word)
+            if any(found.values()):
+                self._add(name, p, found, table, bias)
+        for word, atlas in (("avoid", avoid), ("within", within)):
+            if atlas is not None and not matched[word]:
+                raise ValueError(_no_match(word, atlas, list(table)))
+        if self.frozen:
+            warnings.warn(
+                f"{len(self.frozen)} parameters have no free direction left and stay frozen, "
+                f"the first: {self.frozen[0]}. A lower energy or rank in the atlas frees them.",
+                stacklevel=4,
+            )
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in table.values()):
+            warnings.warn(
+                "half-precision weights round every write, which leaks a few per cent of the "
+                "update into the guarded directions over a few hundred steps; train a float32 "
+                "master copy for the full guarantee.",
+                stacklevel=4,
+            )
+        return self
+
+    def _add(
+        self,
+        name: str,
+        p: Tensor,
+        found: "dict[str, dict[Side, Entry]]",
+        table: dict[str, Tensor],
+        bias: BiasRule,
+    ) -> None:
+        entry = next(iter((found["avoid"] or found["within"]).values()))
+        bases = {
+            word: {side: e.subspace.basis for side, e in entries.items()}
+            for word, entries in found.items()
+        }
+        lora = _lora_factor(name)
+        if lora is not None:
+            keep: Side = "input" if lora == "A" else "output"
+            bases = {w: {s: b for s, b in d.items() if s == keep} for w, d in bases.items()}
+            if not any(bases.values()):
+                return
+            constraint = weight_constraint("linear", bases["avoid"], bases["within"])
+            _check_lora_start(name, p, constraint)
+        else:
+            constraint = weight_constraint(entry.layout, bases["avoid"], bases["within"])
+        self.by_name[name] = constraint
+        if constraint.frozen:
+            self.frozen.append(name)
+        bias_name = next((e.bias for d in found.values() for e in d.values() if e.bias), None)
+        other = table.get(strip_prefixes(bias_name)) if bias_name and lora is None else None
+        if other is None:
+            return
+        frozen = "input" in constraint.sides and bias == "freeze"
+        vector = constraint.columns if is_transposed(constraint.layout) else constraint.rows
+        if frozen or (vector is not None and "output" in constraint.sides):
+            self.by_name[strip_prefixes(str(bias_name))] = Constraint(
+                "linear",
+                vector=vector if "output" in constraint.sides else None,
+                frozen=frozen,
+                sides=("output",),
+            )
+
+
+def _entries_for(atlas: "Atlas", name: str) -> "dict[Side, Entry]":
+    entries = atlas.get(name)
+    if entries or _lora_factor(name) is None:
+        return entries
+    return atlas.get(name.split(".lora_")[0] + ".weight")
+
+
+def _lora_factor(name: str) -> str | None:
+    for factor in ("A", "B"):
+        if f".lora_{factor}." in name:
+            return factor
+    return None
+
+
+def _check_lora_start(name: str, p: Tensor, constraint: Constraint) -> None:
+    """W + s B A obeys only if A itself does: B carries whatever A already reads."""
+    with torch.no_grad():
+        inside = float(constraint.to(p).inside(p)) if bool(p.any()) else 0.0
+    if inside > 1e-3:
+        raise ValueError(
+            f"LoRA factor {name} starts with {inside:.0%} of its norm in the forbidden directions; "
+            "call spanwise.optim.project_lora_(model, atlas) on the fresh adapter (B = 0) first."
+        )
+
+
+def _check_fit(name: str, p: Tensor, entry: "Entry", word: str) -> None:
+    if _lora_factor(name) is not None:
+        return
+    if tuple(entry.shape) != tuple(p.shape):
+        raise ValueError(
+            f"{word}: the atlas has {name} with shape {tuple(entry.shape)}, the model has "
+            f"{tuple(p.shape)}. It was made from another model; extract one from this model."
+        )
+    stored_matrix(p.detach(), entry.layout)
+
+
+def _no_match(word: str, atlas: "Atlas", names: list[str]) -> str:
+    first = next(iter(atlas)).name if len(atlas) else "nothing"
+    shown = names[0] if names else "none"
+    return (
+        f"{word}: none of the atlas's {len(atlas)} entries (the first: {first}) matches a trainable "
+        f"parameter of this optimizer (the first: {shown}). Names must agree after stripping "
+        "module., _orig_mod. and base_model.model.; give named parameters "
+        "(model.named_parameters() or spanwise.optim.param_groups)."
+    )
+
+
+@torch.no_grad()
+def project_lora_(model: torch.nn.Module, avoid: "Atlas") -> int:
+    """Project every fresh LoRA factor A of `model` off `avoid`'s input directions, in place.
+
+    With B = 0 the model's function does not change. Returns the number of factors projected.
+
+    Raises:
+        ValueError: If a factor B is no longer zero, so that projecting would change the model.
+    """
+    parameters = {strip_prefixes(n): p for n, p in model.named_parameters()}
+    count = 0
+    for name, a in parameters.items():
+        if _lora_factor(name) != "A":
+            continue
+        entries = _entries_for(avoid, name)
+        if "input" not in entries:
+            continue
+        b = parameters.get(name.replace(".lora_A.", ".lora_B."))
+        if b is not None and bool(b.any()):
+            raise ValueError(f"{name}: its factor B is not zero; project before training.")
+        side = SideConstraint(blocked=entries["input"].subspace.basis).to(a)
+        a.copy_(side.columns(a.to(side.blocked.dtype)))  # pyrefly: ignore
+        count += 1
+    return count
+
+
+def merge_names(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None
+) -> list[tuple[str, Tensor]]:
+    """The optimizer's parameters with names, from its own groups or from `model`.
+
+    Raises:
+        ValueError: If neither knows the names.
+    """
+    known = {} if model is None else {id(p): n for n, p in model.named_parameters()}
+    named: list[tuple[str, Tensor]] = []
+    for group in optimizer.param_groups:
+        names = group.get("param_names") or [known.get(id(p)) for p in group["params"]]
+        named += [(n, p) for n, p in zip(names, group["params"], strict=True) if n is not None]
+    if not named:
+        raise ValueError(
+            "the optimizer's parameters have no names to match an atlas with. Build it from "
+            "model.named_parameters() or spanwise.optim.param_groups(model), or pass model=model."
+        )
+    return named
