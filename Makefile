@@ -50,10 +50,10 @@ bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 serve: $(VENV)/.docs
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # The stamps: pip runs again only when the requirements change.
 $(BIN)/python:

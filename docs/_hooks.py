@@ -1,8 +1,13 @@
-"""Hooks of the site: tables from the code, and the committed results beside the pages."""
+"""Hooks of the site: tables from the code, committed results, and equations as MathML.
 
+Browsers draw MathML themselves, so the site loads no script from anywhere else.
+"""
+
+import html
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -34,3 +39,18 @@ def on_page_markdown(markdown, page, config, files):
             r"<!-- verbs -->\n<!-- /verbs -->", lambda _: rows, markdown, flags=re.DOTALL
         )
     return markdown.replace(f"]({up}../results/", f"]({up}results/")
+
+
+def on_page_content(content, page, config, files):
+    """Equations as MathML."""
+
+    def inline(match):
+        return convert(html.unescape(match[1]))
+
+    def display(match):
+        return convert(html.unescape(match[1]), display="block")
+
+    content = re.sub(
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL
+    )
+    return re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', display, content, flags=re.DOTALL)
