@@ -89,7 +89,9 @@ class Subspace:
             )
         if side not in ("output", "input"):
             raise ValueError(f'side must be "output" or "input", got {side!r}.')
-        left, values, right = svd.truncated_svd(m, rank or min(m.shape[-2:]), method="exact")
+        left, values, right = svd.truncated_svd(
+            m, min(m.shape[-2:]) if rank is None else rank, method="exact"
+        )
         if energy is not None:
             kept = energy_rank(values.square(), energy)
             left, values, right = left[..., :kept], values[..., :kept], right[..., :kept]
@@ -211,7 +213,7 @@ class Complement:
 
     @property
     def rank(self) -> int:
-        """d - r."""
+        """Dimension of the complement: d - r."""
         return self.subspace.dim - self.subspace.rank
 
     def project(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:

@@ -22,7 +22,9 @@ def union(a: "Atlas", b: "Atlas", tolerance: float) -> "Atlas":
     """The span of both, entry by entry; entries of one only are kept as they are."""
     combine = _once(lambda s, t: _union(s, t, tolerance))
     common = pairs(a, b)
-    entries = [replace(e, subspace=combine(e.subspace, f.subspace)) for e, f in common]
+    entries = [
+        replace(e, subspace=combine(e.subspace, f.subspace) or e.subspace) for e, f in common
+    ]
     joined = {entry.key for entry in entries} | {f.key for _, f in common}
     entries += [entry for entry in (*a, *b) if entry.key not in joined]
     return _combined(a, b, entries, "union")

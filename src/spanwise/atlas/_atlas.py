@@ -1,71 +1,22 @@
 """The Atlas type: entries by parameter name and side, and the set algebra on them."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spanwise.atlas import _algebra
-from spanwise.layouts import Layout, Side, map_dims, strip_prefixes
+from spanwise.atlas._entry import LORA_FACTOR, Entry, Key, lora_entry
+from spanwise.atlas._weights import Weights
+from spanwise.layouts import Side, strip_prefixes
 from spanwise.subspace import Subspace
 
 if TYPE_CHECKING:
     from spanwise.atlas._compare import AtlasComparison
     from spanwise.atlas._share import UpdateShare
-
-Key = tuple[str, Side]
-Weights = nn.Module | Mapping[str, Tensor] | str | Path
-"""Anything that holds a model's tensors by name: a module, a state dict, a safetensors file or
-a folder of them."""
-
-_LORA_FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<factor>[AB])(\.[^.]+)?\.weight")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Entry:
-    """A subspace of one side of one linear map.
-
-    Args:
-        name: The parameter's name, wrappers stripped ("model.layers.0.mlp.up_proj.weight").
-        side: `"output"`: in R^m, `"input"`: in R^n.
-        subspace: The basis `(d, r)`, or `(experts, d, r)` for stacked experts.
-        layout: How the parameter stores the map.
-        shape: The parameter's own shape.
-        aliases: Other names of the very same tensor (tied weights).
-        bias: Name of the bias that is added to the map's output, if any.
-
-    Raises:
-        ValueError: If the subspace does not live on that side of a map of this shape.
-    """
-
-    name: str
-    side: Side
-    subspace: Subspace
-    layout: Layout
-    shape: tuple[int, ...]
-    aliases: tuple[str, ...] = ()
-    bias: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.side not in ("output", "input"):
-            raise ValueError(f'side must be "output" or "input", got {self.side!r}.')
-        batch, m, n = map_dims(self.shape, self.layout)
-        expected = m if self.side == "output" else n
-        if self.subspace.dim != expected or self.subspace.batch != batch:
-            raise ValueError(
-                f"{self.name}: the {self.side} side of a {self.layout} parameter of shape "
-                f"{self.shape} needs a basis of shape {(*batch, expected, 'r')}, got "
-                f"{tuple(self.subspace.basis.shape)}."
-            )
-
-    @property
-    def key(self) -> Key:
-        """`(name, side)`, the entry's key in an Atlas."""
-        return self.name, self.side
 
 
 class Atlas:
@@ -116,12 +67,12 @@ class Atlas:
                 for side in ("output", "input")
                 if (canonical, side) in self.entries
             }
-        factor = _LORA_FACTOR.fullmatch(name)
+        factor = LORA_FACTOR.fullmatch(name)
         if factor is None:
             return {}
         side: Side = "input" if factor["factor"] == "A" else "output"
         whole = self.get(f"{factor['module']}.weight").get(side)
-        return {} if whole is None else {side: _lora_entry(whole, name)}
+        return {} if whole is None else {side: lora_entry(whole, name)}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -285,9 +236,3 @@ class Atlas:
             device=device,
             progress=progress,
         )
-
-
-def _lora_entry(whole: Entry, name: str) -> Entry:
-    _, m, n = map_dims(whole.shape, whole.layout)
-    shape = (-1, n) if whole.side == "input" else (m, -1)
-    return replace(whole, name=name, layout="linear", shape=shape, aliases=(), bias=None)

@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def expected_overlap(self) -> float:
-        """r s / d: what a uniformly random subspace would give on average."""
+        """What a uniformly random subspace would give on average: r s / d."""
         return self.rank_a * self.rank_b / self.dim
 
     @property
@@ -98,8 +98,8 @@ class AtlasComparison:
 
     def __str__(self) -> str:
         return (
-            f"{self.shared:.1%} of the smaller subspaces shared, {self.expected_shared:.1%} expected "
-            f"of random ones, on {len(self.rows)} entries"
+            f"{self.shared:.1%} of the smaller subspaces shared, {self.expected_shared:.1%} "
+            f"expected of random ones, on {len(self.rows)} entries"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class _Watch(TorchFunctionMode):
             )
         return self.recorder.experts[key]
 
-    def _valid(self, rows: Tensor, expert: int) -> Tensor | None | str:
+    def _valid(self, rows: Tensor, expert: int) -> Tensor | str | None:
         """Which of an expert's rows are no padding; None for all, text if it cannot be told."""
         if self.recorder.mask is None:
             return None

@@ -76,6 +76,23 @@ class Moments:
         return Moments(self.total.clone(), self.sum.clone(), self.count.clone())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """How many directions to keep of some moments, and how."""
+
+    energy: float
+    rank: int | None = None
+    """Overrides `energy`."""
+    center: bool = False
+    dtype: torch.dtype = torch.float32
+    """Of the basis."""
+
+    def metadata(self) -> dict[str, str]:
+        """As an atlas records it."""
+        size = {"energy": str(self.energy)} if self.rank is None else {"rank": str(self.rank)}
+        return {**size, "centered": str(self.center).lower()}
+
+
 @dataclass(frozen=True)
 class Leading:
     """The leading directions of some moments, or why there are none."""
@@ -88,14 +105,12 @@ class Leading:
     """Experts that saw nothing: their basis is arbitrary."""
 
 
-def leading(
-    moments: Moments, *, energy: float, rank: int | None, center: bool, dtype: torch.dtype
-) -> Leading:
-    """The subspace that holds `energy` of the moments, or the `rank` leading directions."""
+def leading(moments: Moments, keep: Keep) -> Leading:
+    """The subspace that holds `keep.energy` of the moments, or the leading directions."""
     count = moments.count.clamp(min=1).to(moments.total.dtype)
     matrix = moments.total / count[..., None, None]
     mean = moments.sum / count[..., None]
-    if center:
+    if keep.center:
         matrix = matrix - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     if not torch.isfinite(matrix).all():
         return Leading(None, reason="its activations are not finite")
@@ -107,15 +122,15 @@ def leading(
     available = int((energies > 0).sum(-1).max())
     if available == 0:
         return Leading(None, reason="its activations are all zero")
-    kept = energy_rank(energies, energy) if rank is None else min(rank, available)
+    kept = energy_rank(energies, keep.energy) if keep.rank is None else min(keep.rank, available)
     total = energies.sum(-1)
     share = energies[..., :kept].sum(-1) / torch.where(total > 0, total, 1)
     basis = _fix_signs(vectors[..., :kept])
     return Leading(
         Subspace(
-            basis.to(dtype).contiguous(),
-            energies[..., :kept].sqrt().to(dtype),
-            mean.to(dtype) if center else None,
+            basis.to(keep.dtype).contiguous(),
+            energies[..., :kept].sqrt().to(keep.dtype),
+            mean.to(keep.dtype) if keep.center else None,
         ),
         kept=float(torch.where(total > 0, share, 1).min()),
         empty=tuple(torch.nonzero(total.reshape(-1) == 0).flatten().tolist()) if total.ndim else (),

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CHUNK = 2**24
 """Elements of unfolded patches built at a time (64 MiB in float32)."""
 
@@ -49,7 +50,7 @@ def valid_rows(
     )
 
 
-def patches(x: Float[Tensor, "*any"], conv: nn.Module) -> Iterator[Float[Tensor, "k n"]]:
+def patches(x: Float[Tensor, "*any"], conv: Conv) -> Iterator[Float[Tensor, "k n"]]:
     """The windows that a convolution reads, `(positions, channels * kernel elements)`.
 
     Yields a few samples' worth at a time: all windows together are as many times the input's
@@ -75,7 +76,7 @@ def patches(x: Float[Tensor, "*any"], conv: nn.Module) -> Iterator[Float[Tensor,
         yield part.reshape(-1, math.prod(part.shape[1 + space :]))
 
 
-def channels_last(y: Float[Tensor, "*any"], conv: nn.Module) -> Float[Tensor, "k m"]:
+def channels_last(y: Float[Tensor, "*any"], conv: Conv) -> Float[Tensor, "k m"]:
     """A convolution's output as rows, one for each position."""
     y = y if y.ndim == len(conv.kernel_size) + 2 else y.unsqueeze(0)
     return y.movedim(1, -1).reshape(-1, y.shape[1])

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.atlas._weights import open_weights
+from spanwise.atlas._weights import Weights, open_weights
 from spanwise.layouts import Layout, Side, matrix_view
 
 if TYPE_CHECKING:
-    from spanwise.atlas._atlas import Atlas, Weights
+    from spanwise.atlas._atlas import Atlas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def split_energy(
     return inside, rest.square().sum().item()
 
 
-def update_share(atlas: "Atlas", base: "Weights", tuned: "Weights") -> UpdateShare:
+def update_share(atlas: "Atlas", base: Weights, tuned: Weights) -> UpdateShare:
     """Split `tuned - base` tensor by tensor, holding one tensor of each at a time.
 
     A bias counts as covered by its map's output entry. Tied weights count once.
@@ -129,6 +129,7 @@ def update_share(atlas: "Atlas", base: "Weights", tuned: "Weights") -> UpdateSha
     rows: list[Share] = []
     uncovered: dict[str, float] = {}
     done: set[str] = set()
+    held: dict[Side, Tensor]
     for name in old:
         entries = atlas.get(name)
         canonical = next(iter(entries.values())).name if entries else name
@@ -146,7 +147,8 @@ def update_share(atlas: "Atlas", base: "Weights", tuned: "Weights") -> UpdateSha
             layout = next(iter(entries.values())).layout
             held = {side: entry.subspace.basis for side, entry in entries.items()}
         elif name in biases:
-            layout, held = "linear", {"output": biases[name].subspace.basis}
+            layout: Layout = "linear"
+            held = {"output": biases[name].subspace.basis}
             delta = delta.unsqueeze(-1)
         else:
             energy = delta.double().square().sum().item()

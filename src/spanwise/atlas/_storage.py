@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 import spanwise
+from spanwise.atlas._entry import Entry
 from spanwise.atlas._weights import weights_digest
 from spanwise.errors import CorruptFileError
 from spanwise.linalg.bases import orthonormalize
 from spanwise.subspace import Subspace
 
 if TYPE_CHECKING:
-    from spanwise.atlas._atlas import Atlas, Entry, Weights
+    from spanwise.atlas._atlas import Atlas
+    from spanwise.atlas._weights import Weights
 
 FORMAT = "spanwise-atlas"
 VERSION = 1
@@ -71,7 +73,6 @@ def save(atlas: "Atlas", path: Path, dtype: torch.dtype | None = None) -> Path:
 
 def load(cls: type[A], path: Path, base: "Weights | None" = None) -> A:
     """Read an atlas and check every bit of it."""
-    from spanwise.atlas._atlas import Entry
     from spanwise.io import open_tensors
 
     reader = open_tensors(path)
@@ -122,9 +123,9 @@ def check_base(atlas: "Atlas", base: "Weights") -> None:
     found = base if is_digest else base_digest(atlas, base)
     if found != recorded:
         raise ValueError(
-            f"the atlas belongs to another base: it was made from weights {recorded[:12]}..., these "
-            f"are {str(found)[:12]}.... Extract an atlas from this model, or load without base to "
-            "use it all the same."
+            f"the atlas belongs to another base: it was made from weights {recorded[:12]}..., "
+            f"these are {str(found)[:12]}.... Extract an atlas from this model, or load without "
+            "base to use it all the same."
         )
 
 
@@ -144,7 +145,7 @@ def _subspace(key: str, tensors: Mapping[str, Tensor]) -> Subspace:
     return Subspace(basis, tensors.get(f"{key}::values"), tensors.get(f"{key}::mean"))
 
 
-def _row(entry: "Entry", key: str) -> dict[str, Any]:
+def _row(entry: Entry, key: str) -> dict[str, Any]:
     row = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name != "subspace"}
     return {**row, "basis": key}
 
@@ -154,5 +155,5 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

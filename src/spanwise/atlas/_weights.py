@@ -3,15 +3,15 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from spanwise.layouts import strip_prefixes
 
-if TYPE_CHECKING:
-    from spanwise.atlas._atlas import Weights
+Weights = nn.Module | Mapping[str, Tensor] | str | Path
+"""Anything that holds a model's tensors by name: a module, a state dict, a safetensors file or
+a folder of them."""
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
@@ -36,7 +36,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def open_weights(source: "Weights") -> CanonicalWeights:
+def open_weights(source: Weights) -> CanonicalWeights:
     """`source` as a mapping from canonical names to tensors.
 
     Raises:
@@ -59,7 +59,7 @@ def open_weights(source: "Weights") -> CanonicalWeights:
     )
 
 
-def weights_digest(source: "Weights", names: Mapping[str, Sequence[str]]) -> str:
+def weights_digest(source: Weights, names: Mapping[str, Sequence[str]]) -> str:
     """A digest of the named weights that survives a change of storage.
 
     Values are rounded to bfloat16 first: a float32 copy of a bfloat16 checkpoint, a sharded and
@@ -89,5 +89,5 @@ def weights_digest(source: "Weights", names: Mapping[str, Sequence[str]]) -> str
         # In pieces: a copy of an embedding table would double the memory.
         for piece in tensor.reshape(-1).split(2**24):
             rounded = piece.to(device="cpu", dtype=torch.bfloat16).contiguous()
-            digest.update(rounded.view(torch.uint8).numpy())
+            digest.update(rounded.view(torch.uint8).numpy().data)
     return digest.hexdigest()
