@@ -1,6 +1,8 @@
 """What the README shows works, on the kinds of model that readers bring."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spanwise import Atlas, catalog, cli
+from spanwise._lazy import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,7 +89,7 @@ def test_the_readmes_code_trains_and_keeps_out(make, tmp_path, monkeypatch, caps
     names = {"model": model, "old_data": old_data, "new_data": new_data, "loss": loss}
     before = loss(model, new_data[0]).item()
     for _ in range(5):
-        exec(compile(_python_block(), "README.md", "exec"), names)
+        exec(compile(_python_block(), "<README>", "exec"), names)
     assert loss(model, new_data[0]).item() < before
 
     report = names["optimizer"].report()
@@ -122,3 +125,25 @@ def test_every_verb_and_make_target_the_readme_names_exists():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for verb in re.findall(r"(?:^|`)spanwise (\w+)", README, flags=re.MULTILINE):
         assert verb in cli.VERBS
+
+
+def test_the_readmes_code_needs_the_base_install_only(tmp_path):
+    extras = sorted({*EXTRAS, "scipy", "sklearn", "pandas"})
+    script = f"""
+import sys
+for name in {extras}:
+    sys.modules[name] = None  # importing it fails as if it were not installed
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 48))
+old_data = [torch.randn(32, 4) @ torch.randn(4, 24) for _ in range(4)]
+new_data = [torch.randn(32, 24) for _ in range(2)]
+loss = lambda model, x: model(x).square().mean()
+{_python_block()}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "know.atlas.safetensors").is_file()
