@@ -196,3 +196,19 @@ def layout_of(tensor: Tensor) -> Layout | None:
     if isinstance(tensor, torch.Tensor) and tensor.ndim in (2, 3, 4, 5):
         return {2: "linear", 3: "experts"}.get(tensor.ndim, "conv")  # pyrefly: ignore
     return None
+
+
+_EMBEDDING = re.compile(r"(^|[._])(embed\w*|embeddings?|wte|wpe|tok_embeddings)(\.|$)")
+
+
+def guess_layout(name: str, shape: Sequence[int]) -> Layout | None:
+    """The layout of a checkpoint's tensor when no model tells; None for what is no linear map.
+
+    Right for Linear, convolutions and stacked experts. A transposed matrix (transformers'
+    Conv1D) looks like any other: give the model where there are some.
+    """
+    if _EMBEDDING.search(name) or (name.rsplit(".", 1)[-1] != "weight" and "expert" not in name):
+        return None
+    if len(shape) == 3 and "expert" in name:
+        return "experts"
+    return {2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(len(shape))  # pyrefly: ignore

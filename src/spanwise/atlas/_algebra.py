@@ -5,7 +5,7 @@ Entries that share a subspace on both sides of an operation share the result too
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -15,16 +15,14 @@ from spanwise.subspace import Subspace
 if TYPE_CHECKING:
     from spanwise.atlas._atlas import Atlas, Entry
 
-Combine = Callable[[Subspace, Subspace], Subspace | None]
+R = TypeVar("R")
 
 
 def union(a: "Atlas", b: "Atlas", tolerance: float) -> "Atlas":
     """The span of both, entry by entry; entries of one only are kept as they are."""
     combine = _once(lambda s, t: _union(s, t, tolerance))
     common = pairs(a, b)
-    entries = [
-        replace(e, subspace=combine(e.subspace, f.subspace) or e.subspace) for e, f in common
-    ]
+    entries = [replace(e, subspace=combine(e.subspace, f.subspace)) for e, f in common]
     joined = {entry.key for entry in entries} | {f.key for _, f in common}
     entries += [entry for entry in (*a, *b) if entry.key not in joined]
     return _combined(a, b, entries, "union")
@@ -76,11 +74,11 @@ def pairs(a: "Atlas", b: "Atlas") -> list[tuple["Entry", "Entry"]]:
     return pairs
 
 
-def _once(combine: Combine) -> Combine:
+def _once(combine: Callable[[Subspace, Subspace], R]) -> Callable[[Subspace, Subspace], R]:
     """Remember results, so that what is shared on both sides stays shared and costs once."""
-    known: dict[tuple[int, int], Subspace | None] = {}
+    known: dict[tuple[int, int], R] = {}
 
-    def remembered(s: Subspace, t: Subspace) -> Subspace | None:
+    def remembered(s: Subspace, t: Subspace) -> R:
         key = (id(s), id(t))
         if key not in known:
             known[key] = combine(s, t)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spanwise.atlas import _algebra
 from spanwise.atlas._entry import LORA_FACTOR, Entry, Key, lora_entry
@@ -236,3 +236,83 @@ class Atlas:
             device=device,
             progress=progress,
         )
+
+    @classmethod
+    def from_delta(
+        cls,
+        base: Weights,
+        finetuned: Weights,
+        *,
+        energy: float = 0.8,
+        rank: int | None = None,
+        sides: Sequence[Side] = ("output", "input"),
+        model: nn.Module | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = ("lm_head",),
+    ) -> "Atlas":
+        """The directions that a fine-tuning wrote; see `delta_atlas`."""
+        from spanwise.atlas._delta import delta_atlas
+
+        return delta_atlas(
+            base,
+            finetuned,
+            energy=energy,
+            rank=rank,
+            sides=sides,
+            model=model,
+            include=include,
+            exclude=exclude,
+        )
+
+    @classmethod
+    def from_gradients(
+        cls,
+        model: nn.Module,
+        data: Iterable[Any],
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        *,
+        energy: float = 0.8,
+        rank: int | None = None,
+        sides: Sequence[Side] = ("output", "input"),
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = ("lm_head",),
+        progress: Callable[[int], None] | None = None,
+    ) -> "Atlas":
+        """The directions along which a loss would move the maps; see `gradient_atlas`."""
+        from spanwise.atlas._gradients import gradient_atlas
+
+        return gradient_atlas(
+            model,
+            data,
+            loss,
+            energy=energy,
+            rank=rank,
+            sides=sides,
+            include=include,
+            exclude=exclude,
+            progress=progress,
+        )
+
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: str | Path | Mapping[str, Tensor],
+        *,
+        sides: Sequence[Side] = ("output", "input"),
+        model: nn.Module | None = None,
+    ) -> "Atlas":
+        """The directions that a LoRA adapter reads and writes; see `adapter_atlas`."""
+        from spanwise.atlas._adapter import adapter_atlas
+
+        return adapter_atlas(adapter, sides=sides, model=model)
+
+    @classmethod
+    def from_optimizer(
+        cls,
+        optimizer: torch.optim.Optimizer | Mapping[str, Any],
+        model: nn.Module | None = None,
+    ) -> "Atlas":
+        """The subspaces that a projected optimizer works in now; see `optimizer_atlas`."""
+        from spanwise.atlas._optimizer import optimizer_atlas
+
+        return optimizer_atlas(optimizer, model)

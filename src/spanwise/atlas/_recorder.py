@@ -34,17 +34,13 @@ class Recorder:
         self, model: nn.Module, data: Iterable[Any], progress: Callable[[int], None] | None
     ) -> int:
         """Feed every batch through the model; the number of batches."""
-        if isinstance(data, (Tensor, Mapping, str)):
-            raise TypeError(
-                f"data must yield batches, got a single {type(data).__name__}: [batch]."
-            )
         count = 0
         place = next((p.device for p in model.parameters()), torch.device("cpu"))
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
             stack.enter_context(torch.no_grad())
             self._install(model, stack)
-            for count, batch in enumerate(data, start=1):
+            for count, batch in enumerate(check_batches(data), start=1):
                 batch = moved(batch, place)
                 self.mask = token_mask(batch)
                 model(**batch) if isinstance(batch, Mapping) else model(batch)
@@ -126,6 +122,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def check_batches(data: Iterable[Any]) -> Iterable[Any]:
+    """`data`, unless it is one batch by itself (iterating it would give rows or keys)."""
+    if isinstance(data, (Tensor, Mapping, str, bytes)) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be an iterable of batches, got one {type(data).__name__}; write [batch]."
+        )
+    return data
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -21,16 +21,8 @@ def chosen_maps(
     Raises:
         ValueError: If none matches.
     """
-    for name, given in (("include", include), ("exclude", exclude)):
-        if isinstance(given, str):
-            raise TypeError(f'{name} takes a sequence of name parts, got {given!r}: write ("..",).')
     found = [m for m in linear_maps(model, embeddings=embeddings) if ".lora_" not in m.name]
-    chosen = [
-        m
-        for m in found
-        if (include is None or any(part in m.name for part in include))
-        and not any(part in m.name for part in exclude)
-    ]
+    chosen = [m for m in found if wanted(m.name, include, exclude)]
     if not chosen:
         known = ", ".join(m.name for m in found[:4]) or "none"
         raise ValueError(
@@ -38,6 +30,15 @@ def chosen_maps(
             f"model has {len(found)}: {known}{', ...' if len(found) > 4 else ''}."
         )
     return chosen
+
+
+def wanted(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
+    """Whether a parameter's name contains a part of `include` and none of `exclude`."""
+    for option, given in (("include", include), ("exclude", exclude)):
+        if isinstance(given, str):
+            raise TypeError(f"{option} takes a sequence of name parts, got {given!r}: [{given!r}].")
+    asked = include is None or any(part in name for part in include)
+    return asked and not any(part in name for part in exclude)
 
 
 def check_sides(sides: Sequence[Side]) -> tuple[Side, ...]:

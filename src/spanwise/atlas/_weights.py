@@ -26,6 +26,12 @@ class CanonicalWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._names[name]]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it where the holder knows."""
+        known = getattr(self._tensors, "shape", None)
+        stored = self._names[name]
+        return tuple(known(stored) if callable(known) else self._tensors[stored].shape)
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
