@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from torch import nn
 
+from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
 
@@ -69,11 +69,9 @@ def test_trajectory_equals_a_naive_dense_reference(side, shape):
     lr, wd, scale, r, every = 1e-2, 0.1, 0.25, 4, 4
     run(w, grads, group={"rank": r}, lr=lr, weight_decay=wd, side=side, svd="exact",
         refresh_every=every)  # fmt: skip
-    left = (
-        side in ("left", "full") or (side == "short") == (rows < cols) and side in ("short", "long")
-    )
-    right = side in ("right", "full") or (side in ("short", "long") and not left)
-    m = v = None
+    left = {"short": rows < cols, "long": rows >= cols}.get(side, side in ("left", "full"))
+    right = side == "full" or not left
+    m = v = p = b = None
     for k, g in enumerate(grads):
         if k % every == 0:
             u, _, vh = torch.linalg.svd(g, full_matrices=False)

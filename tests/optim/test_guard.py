@@ -234,7 +234,7 @@ def bias_atlas(side):
                 layout="linear",
                 shape=(8, 6),
                 bias="map.bias",
-            )  # fmt: skip
+            )
         ]
     ), basis
 
@@ -299,7 +299,7 @@ def test_rank_is_clipped_to_what_is_left_with_a_warning():
     with pytest.warns(UserWarning, match="fewer free directions than rank.*tall with rank 2"):
         optimizer = OPTIMIZERS["galore-short"](parameters, 0.0, avoid=atlas)
     start = parameters["tall"].detach().clone()
-    for k in range(5):
+    for _ in range(5):
         parameters["tall"].grad = torch.randn(24, 10, dtype=torch.float64)
         optimizer.step()
     assert leak(atlas, {"tall": parameters["tall"].detach() - start}) < 1e-12

@@ -179,9 +179,9 @@ def _no_match(word: str, atlas: "Atlas", names: list[str]) -> str:
     first = next(iter(atlas)).name if len(atlas) else "nothing"
     shown = names[0] if names else "none"
     return (
-        f"{word}: none of the atlas's {len(atlas)} entries (the first: {first}) matches a trainable "
-        f"parameter of this optimizer (the first: {shown}). Names must agree after stripping "
-        "module., _orig_mod. and base_model.model.; give named parameters "
+        f"{word}: none of the atlas's {len(atlas)} entries (the first: {first}) matches a "
+        f"trainable parameter of this optimizer (the first: {shown}). Names must agree after "
+        "stripping module., _orig_mod. and base_model.model.; give named parameters "
         "(model.named_parameters() or spanwise.optim.param_groups)."
     )
 

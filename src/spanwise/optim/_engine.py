@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spanwise.layouts import Layout, layout_of, stored_matrix
-from spanwise.optim._constraint import BiasRule, Constraint
+from spanwise.optim._constraint import BiasRule
 from spanwise.optim._constraints import Constraints, merge_names
 from spanwise.optim._groups import (
     GALORE_SIDES,
@@ -241,7 +241,7 @@ class SubspaceOptimizer(Optimizer):
         return loss
 
     def _plain_step(self, group: dict[str, Any], members: list[Member]) -> None:
-        batches: dict[tuple[float, bool], list[tuple[Member, Constraint | None]]] = {}
+        batches: dict[tuple[float, bool], list[tuple[Tensor, Any]]] = {}
         for member in members:
             p, state = member.parameter, self.state[member.parameter]
             if "step" not in state:
@@ -251,13 +251,13 @@ class SubspaceOptimizer(Optimizer):
             state["step"] += 1
             constraint = self._constraints.get(member.name, p)
             key = (float(state["step"]), constraint is not None)
-            batches.setdefault(key, []).append((member, constraint))
+            batches.setdefault(key, []).append((p, constraint))
         for (_, guarded), batch in batches.items():
-            parameters = [m.parameter for m, _ in batch]
+            parameters = [p for p, _ in batch]
             grads = [p.grad for p in parameters]
             targets: list[Tensor] = list(parameters)
             if guarded:
-                grads = [c.apply(p.grad) for p, (_, c) in zip(parameters, batch, strict=True)]
+                grads = [constraint.apply(p.grad) for p, constraint in batch]
                 targets = [torch.zeros_like(p) for p in parameters]
             decay, lr = group["weight_decay"], float(group["lr"])
             self._adam(
@@ -267,7 +267,7 @@ class SubspaceOptimizer(Optimizer):
                 for p, direction, (_, constraint) in zip(parameters, targets, batch, strict=True):
                     if decay:
                         direction.add_(p, alpha=-lr * decay)
-                    p.add_(constraint.apply(direction))  # pyrefly: ignore
+                    p.add_(constraint.apply(direction))
             elif self.compat and decay:
                 torch._foreach_mul_(parameters, 1 - lr * decay)
 

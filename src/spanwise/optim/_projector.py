@@ -84,7 +84,9 @@ def find_basis(
         g, rank, side=side, method=method, basis=old if method == "warm" else None,
         generator=generator,
     )  # fmt: skip
-    allowed = constraint and (constraint.rows if side == "left" else constraint.columns)
+    allowed = None
+    if constraint is not None:
+        allowed = constraint.rows if side == "left" else constraint.columns
     if allowed is not None:
         basis = allowed.basis_inside(basis)
     if old is not None and method != "warm":

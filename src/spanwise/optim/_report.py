@@ -139,7 +139,7 @@ def build_report(optimizer: "SubspaceOptimizer") -> OptimizerReport:
                     guarded=constraint.sides if constraint else (),
                     state_bytes=state,
                     adamw_bytes=adamw,
-                )  # fmt: skip
+                )
             )
     return OptimizerReport(optimizer.method, tuple(rows))
 

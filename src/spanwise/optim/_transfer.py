@@ -18,7 +18,7 @@ def _apply(left: Tensor | None, x: Tensor, right: Tensor | None) -> Tensor:
 
 
 def rotate_(exp_avg: Tensor, left: Tensor | None, right: Tensor | None) -> None:
-    """m <- C m (coordinates of the same vector in the new basis); v stays.
+    """M <- C m (coordinates of the same vector in the new basis); v stays.
 
     Args:
         exp_avg: First moment in old coordinates, overwritten.
