@@ -1,7 +1,6 @@
-"""Tensors in, tensors out: bases and decompositions that know nothing of papers."""
+"""Linear algebra that knows nothing of papers: tensors in, tensors out, batch first, no state."""
 
 from spanwise.linalg.bases import (
-    GrowingBasis,
     align,
     complement,
     coordinates,
@@ -16,6 +15,7 @@ from spanwise.linalg.bases import (
     reject,
     union,
 )
+from spanwise.linalg.growing import GrowingBasis
 from spanwise.linalg.svd import SVD, captured_energy, top_subspace, truncated_svd
 
 __all__ = [

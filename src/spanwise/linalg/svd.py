@@ -1,94 +1,103 @@
-"""Leading singular vectors: exact, by Gram matrix, randomized, or warm from an old basis."""
+"""Leading singular triples and subspaces: exact, from the Gram matrix, sketched, warm-started.
 
-from typing import Literal, NamedTuple
+All take `(*batch, m, n)`, refuse NaN and infinity, decompose half precision in float32 (and
+return float32), and draw only from the generator they are given, by default one with a fixed
+seed. Bases come out orthonormal for any finite matrix, also a rank-deficient or a zero one;
+directions that the matrix does not determine are then arbitrary but deterministic.
+"""
+
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.linalg.bases import check_finite, fast_orthonormalize, orthonormalize, widen
+from spanwise.linalg._arrays import gaussian, largest_entry, matrix, pair, peak_sign, qr
 
 Method = Literal["auto", "exact", "gram", "randomized", "warm"]
-METHODS = ("auto", "exact", "gram", "randomized", "warm")
+MatrixSide = Literal["left", "right"]
 
 
 class SVD(NamedTuple):
-    """M ~ U diag(s) V^T, singular values descending."""
+    """M ~ U diag(s) V^T."""
 
     U: Float[Tensor, "*batch m r"]
+    """Left singular vectors, orthonormal columns."""
     s: Float[Tensor, "*batch r"]
+    """Singular values, largest first, not negative."""
     V: Float[Tensor, "*batch n r"]
+    """Right singular vectors, orthonormal columns (not transposed)."""
 
 
 def truncated_svd(
-    M: Float[Tensor, "*batch m n"],  # noqa: N803
+    M: Float[Tensor, "*batch m n"],
     rank: int,
     method: Method = "auto",
     *,
-    basis: Float[Tensor, "*batch n r"] | None = None,
+    basis: Float[Tensor, "*batch m k"] | None = None,
     oversample: int = 8,
     power: int = 2,
     generator: torch.Generator | None = None,
 ) -> SVD:
-    """The leading `rank` singular triplets of `M`.
-
-    Signs are fixed by making the entry of largest magnitude in each column of U positive.
+    """The leading `rank` singular triples.
 
     Args:
-        M: Matrix, `(*batch, m, n)`. Half precision is decomposed in float32.
+        M: Any finite matrix.
         rank: r, between 1 and min(m, n).
-        method: `exact` (LAPACK); `gram` (eigenvectors of the smaller Gram matrix; redone in
-            float64 when s_r < 1e-3 s_1, where squaring the condition number would show);
-            `randomized` (a seeded Gaussian sketch with power passes); `warm` (one block power
-            step from `basis`, then a small exact SVD); `auto` (exact up to a shorter side of
-            256 or where r is more than a quarter of it, else randomized).
-        basis: Old right basis for `warm`, `(*batch, n, r)`.
-        oversample: Extra sketch columns of `randomized`.
-        power: Power passes of `randomized`; each multiplies by M M^T.
-        generator: Draws the sketch, on M's device. None: a fixed seed; the global generator is
-            never touched.
+        method: `"exact"`: a full decomposition. `"gram"`: eigenvectors of the smaller of M M^T
+            and M^T M, about twice as fast; what lies below the root of the dtype's rounding
+            (3e-4 of the largest value in float32) is lost. `"randomized"`: a sketch, `power`
+            passes of subspace iteration and Rayleigh-Ritz. `"warm"`: the same from `basis`
+            instead of a sketch, with one pass. `"auto"`: randomized where min(m, n) > 256 and at
+            least twice `rank + oversample`, else exact.
+        basis: For `"warm"`: left singular vectors of a matrix nearby, k >= r columns.
+        oversample: Columns of the sketch beyond r.
+        power: Passes over M M^T; each one damps what is outside by (s_k / s_r)^2.
+        generator: Source of the sketch; None means a fixed seed.
 
     Returns:
-        `SVD(U, s, V)`; in float32 for half-precision input. `exact` is differentiable where
-        torch's SVD is. A rank-deficient or zero `M` gives zeros in `s` and orthonormal
-        completions in U and V.
+        `SVD(U, s, V)`. In each column of U the entry of largest magnitude is positive, so the
+        signs do not depend on the LAPACK build, unless two entries tie to rounding.
 
     Raises:
-        ValueError: If `rank` is out of range, `M` is not finite, the method is unknown, or
-            `warm` has no basis.
+        ValueError: If `M` is not finite or an option does not fit it.
+        TypeError: If `M` is not a real floating-point tensor or `rank` not an integer.
 
     Sources:
         Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithms 4.4
-        and 5.1.
+        (subspace iteration) and 5.1.
     """
-    M = _checked(M, rank)  # noqa: N806
-    method = _resolve(method, M, rank)
+    M = matrix("M", M)
+    method = _check(M, rank, method, basis, oversample, power, "m", M.shape[-2])
+    scale = _scale(M)
     if method == "exact":
-        u, s, vh = torch.linalg.svd(M, full_matrices=False)
-        u, s, v = u[..., :rank], s[..., :rank], vh[..., :rank, :].mT
-    elif method == "gram" and M.shape[-2] > M.shape[-1]:
-        v = _gram_subspace(M.mT, rank)
-        u, s, v = _triplets(M, v)
+        u, s, v = _exact(M)
+    elif method == "gram":
+        u, s, v = _gram(M / scale, rank)
+        s = s * scale.squeeze(-1)
     else:
-        v = top_subspace(
-            M, rank, "right", method, basis=basis, oversample=oversample, power=power,
-            generator=generator,
-        )  # fmt: skip
-        u, s, v = _triplets(M, v)
-    sign = _signs(u)
+        tall = M.shape[-2] >= M.shape[-1]
+        if method == "warm":
+            assert basis is not None
+            start = pair(basis, M, ("basis", "M"))[0].to(M.dtype)
+            near = M.mT @ (start / scale) if tall else _power_step(M, start, scale)
+            q = qr(near) if tall else near
+        else:
+            q = _range(M.mT if tall else M, rank + oversample, power, scale, generator)
+        # q spans the short side: the long image is all that Rayleigh-Ritz has to decompose.
+        far = (M if tall else M.mT) @ q
+        long, triangle = torch.linalg.qr(far)
+        inner, s, outer = torch.linalg.svd(triangle, full_matrices=False)
+        u, v = (long @ inner, q @ outer.mT) if tall else (q @ outer.mT, long @ inner)
+    u, s, v = u[..., :rank], s[..., :rank], v[..., :rank]
+    sign = peak_sign(u)
     return SVD(u * sign, s, v * sign)
 
 
-def _triplets(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular triplets of `m` restricted to the span of `v` (Rayleigh-Ritz)."""
-    u, s, wh = torch.linalg.svd(m @ v, full_matrices=False)
-    return u, s, v @ wh.mT
-
-
 def top_subspace(
-    M: Float[Tensor, "*batch m n"],  # noqa: N803
+    M: Float[Tensor, "*batch m n"],
     rank: int,
-    side: Literal["left", "right"] = "left",
+    side: MatrixSide = "left",
     method: Method = "auto",
     *,
     basis: Float[Tensor, "*batch d r"] | None = None,
@@ -96,150 +105,184 @@ def top_subspace(
     power: int = 2,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch d r"]:
-    """The leading `rank` left or right singular vectors of `M`, cheaper than the triplets.
+    """An orthonormal basis of the leading left or right singular subspace.
 
-    Columns are in descending order of singular value with the entry of largest magnitude
-    positive, except for `warm`, whose columns continue those of `basis` in order and sign.
+    Cheaper than `truncated_svd`, which needs both sides and the values.
 
     Args:
-        M: Matrix, `(*batch, m, n)`.
+        M: Any finite matrix.
         rank: r, between 1 and min(m, n).
-        side: `left` gives a basis in R^m, `right` in R^n.
-        method: As in `truncated_svd`. `warm` is one step Y = M M^T P (left) and a QR.
-        basis: Old basis on the same side, for `warm`.
-        oversample: Extra sketch columns of `randomized`.
-        power: Power passes of `randomized`.
-        generator: Draws the sketch. None: a fixed seed.
+        side: `"left"` for a basis of R^m, `"right"` for one of R^n.
+        method: As for `truncated_svd`, but `"warm"` is one block power step from `basis` and a QR
+            with positive diagonal, without Rayleigh-Ritz: the columns keep the order and the
+            signs of `basis`, and those that `M` says nothing about stay as they were.
+        basis: For `"warm"`: the old basis of this side, r columns.
+        oversample: Columns of the sketch beyond r.
+        power: Passes over M M^T.
+        generator: Source of the sketch; None means a fixed seed.
 
     Returns:
-        Orthonormal basis `(*batch, d, r)`, d = m or n; orthonormal even where `M` has a lower
-        rank or is zero.
+        `(*batch, d, r)` with d = m or n. Except for `"warm"`, columns come in the order of their
+        singular values, and in each the entry of largest magnitude is positive.
 
     Raises:
-        ValueError: As `truncated_svd`; also if `side` is unknown or `basis` does not fit.
+        ValueError: If `M` is not finite or an option does not fit it.
+        TypeError: If `M` is not a real floating-point tensor or `rank` not an integer.
+
+    Sources:
+        As `truncated_svd`. The warm step is one iteration of Bauer's "Das Verfahren der
+        Treppeniteration", 1957.
     """
-    M = _checked(M, rank)  # noqa: N806
-    if side not in ("left", "right"):
+    M = matrix("M", M)
+    if side not in get_args(MatrixSide):
         raise ValueError(f'side must be "left" or "right", got {side!r}.')
-    method = _resolve(method, M, rank)
     if side == "right":
-        M = M.mT  # noqa: N806
+        M = M.mT
+    letter = "m" if side == "left" else "n"
+    method = _check(M, rank, method, basis, oversample, power, letter, M.shape[-2])
+    scale = _scale(M)
     if method == "warm":
-        return _warm_subspace(M, rank, basis)
+        assert basis is not None
+        if basis.shape[-1] != rank:
+            raise ValueError(
+                f"basis must have rank = {rank} columns for the warm method, got {basis.shape[-1]}."
+            )
+        return _power_step(M, pair(basis, M, ("basis", "M"))[0].to(M.dtype), scale)
     if method == "exact":
-        u = torch.linalg.svd(M, full_matrices=False).U[..., :rank]
+        u = _exact(M).U[..., :rank]
     elif method == "gram":
-        u = _gram_subspace(M, rank)
+        u = _gram(M / scale, rank).U
+    elif M.shape[-2] <= M.shape[-1]:
+        q = _range(M, rank + oversample, power, scale, generator)
+        u = q @ _ritz(M.mT @ (q / scale), rank)
     else:
-        u = _randomized_subspace(M, rank, oversample, power, generator)
-    return u * _signs(u)
-
-
-def _checked(m: Tensor, rank: int) -> Tensor:
-    m = widen(m)
-    if m.ndim < 2:
-        raise ValueError(f"M must be a matrix (*batch, m, n), got shape {tuple(m.shape)}.")
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise TypeError(f"rank must be an int, got {rank!r}.")
-    if not 1 <= rank <= min(m.shape[-2:]):
-        raise ValueError(
-            f"rank must be between 1 and min(m, n) = {min(m.shape[-2:])} for M of shape "
-            f"{tuple(m.shape)}, got {rank}."
-        )
-    check_finite(m, "M")
-    return m
-
-
-def _resolve(method: str, m: Tensor, rank: int) -> str:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
-    if method != "auto":
-        return method
-    short = min(m.shape[-2:])
-    return "exact" if short <= 256 or 4 * rank > short else "randomized"
-
-
-def _signs(u: Tensor) -> Tensor:
-    """+-1 for each column, `(*batch, 1, r)`: the sign of its entry of largest magnitude."""
-    largest = u.detach().abs().argmax(dim=-2, keepdim=True)
-    return torch.where(u.detach().gather(-2, largest) < 0, -1.0, 1.0).to(u.dtype)
-
-
-def _warm_subspace(m: Tensor, rank: int, basis: Tensor | None) -> Tensor:
-    expected = (*m.shape[:-1], rank)
-    if basis is None or tuple(basis.shape) != expected:
-        came = None if basis is None else tuple(basis.shape)
-        raise ValueError(
-            f'method="warm" needs an old basis of shape {expected}, got {came}. '
-            'Use method="randomized" for the first one.'
-        )
-    # QR with a positive diagonal keeps the order and the signs of the old columns.
-    return fast_orthonormalize(m @ (m.mT @ basis.to(m.dtype)))
-
-
-def _gram_subspace(m: Tensor, rank: int) -> Tensor:
-    short = m if m.shape[-2] <= m.shape[-1] else m.mT
-    values, vectors = torch.linalg.eigh(short @ short.mT)
-    top = vectors.flip(-1)[..., :rank]
-    smallest, largest = values[..., -rank], values[..., -1]
-    if m.dtype == torch.float32 and bool((smallest < 1e-6 * largest).any()):
-        # Squared, 1e-3 is 1e-6: about float32's own rounding.
-        return _gram_subspace(m.double(), rank).float()
-    if m.shape[-2] <= m.shape[-1]:
-        return top
-    # Left vectors from right ones: m V = U S, and QR restores what S lost.
-    return orthonormalize(m @ top)
-
-
-def _randomized_subspace(
-    m: Tensor, rank: int, oversample: int, power: int, generator: torch.Generator | None
-) -> Tensor:
-    rows, cols = m.shape[-2:]
-    width = min(rank + oversample, rows, cols)
-    if generator is None:
-        generator = torch.Generator(device=m.device).manual_seed(0)
-    # Sketching the longer side costs no more and the same seed fits every rank of a batch.
-    omega = torch.randn(
-        *m.shape[:-2], cols, width, generator=generator, dtype=m.dtype, device=m.device
-    )
-    y = m @ omega
-    for _ in range(power):
-        # Only the span matters between passes: QR keeps small directions from drowning.
-        z = fast_orthonormalize(m.mT @ fast_orthonormalize(y))
-        y = m @ z
-    return _leading_columns(y, rank)
-
-
-def _leading_columns(y: Tensor, rank: int) -> Tensor:
-    """The `rank` leading left singular vectors of a tall thin `y`."""
-    q = fast_orthonormalize(y)
-    # q^T y is small: its exact SVD costs little and never squares the condition number.
-    inner = torch.linalg.svd(q.mT @ y).U
-    u = q @ inner[..., :rank]
-    # One product with a nearly orthogonal matrix: a last Cholesky pass removes its rounding.
-    return fast_orthonormalize(u)
+        # One more half step ends on the long side, and every QR but the last is a short one.
+        q = _range(M.mT, rank + oversample, power, scale, generator)
+        far = M @ (q / scale)
+        u = qr(far @ _ritz(far, rank))
+    return u * peak_sign(u)
 
 
 def captured_energy(
-    M: Float[Tensor, "*batch m n"],  # noqa: N803
+    M: Float[Tensor, "*batch m n"],
     basis: Float[Tensor, "*batch d r"],
-    side: Literal["left", "right"] = "left",
+    side: MatrixSide = "left",
 ) -> Float[Tensor, "*batch"]:
-    """Share of ||M||_F^2 that `basis` captures on one side, in [0, 1]; 0 for a zero matrix.
+    """Share of the squared Frobenius norm of `M` inside the span of `basis`.
+
+    Args:
+        M: Any finite matrix.
+        basis: Orthonormal basis of R^m (`"left"`) or R^n (`"right"`).
+        side: Whether `basis` is about the columns or the rows of `M`.
+
+    Returns:
+        ||U^T M||^2 / ||M||^2 in `[0, 1]`; 0 for a zero matrix.
 
     Raises:
-        ValueError: If `side` is unknown or the dimensions do not fit.
+        ValueError: If `M` is not finite or `basis` lives in another space.
     """
-    if side not in ("left", "right"):
+    if side not in get_args(MatrixSide):
         raise ValueError(f'side must be "left" or "right", got {side!r}.')
-    M = widen(M)  # noqa: N806
-    if side == "right":
-        M = M.mT  # noqa: N806
-    if M.shape[-2] != basis.shape[-2]:
+    u, m, _ = pair(basis, M if side == "left" else M.mT, ("basis", "M"))
+    m = m / _scale(m)
+    total = m.square().sum(dim=(-2, -1))
+    inside = (u.mT @ m).square().sum(dim=(-2, -1))
+    return (inside / torch.where(total > 0, total, 1)).clamp(max=1)
+
+
+def _check(
+    M: Tensor,
+    rank: int,
+    method: Method,
+    basis: Tensor | None,
+    oversample: int,
+    power: int,
+    letter: str,
+    d: int,
+) -> Method:
+    """The method with `"auto"` resolved, after every option has been looked at."""
+    short = min(M.shape[-2:])
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"rank must be an integer, got {rank!r}.")
+    if not 1 <= rank <= short:
         raise ValueError(
-            f"basis lives in d = {basis.shape[-2]} dimensions, the {side} side of M in "
-            f"{M.shape[-2]}."
+            f"rank must be between 1 and min(m, n) = {short} for a matrix of shape "
+            f"{tuple(M.shape)}, got {rank}."
         )
-    total = M.square().sum((-2, -1))
-    inside = (basis.to(M.dtype).mT @ M).square().sum((-2, -1))
-    return torch.where(total > 0, inside / total, torch.zeros_like(total))
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}.")
+    for name, value in (("oversample", oversample), ("power", power)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+    if method == "warm":
+        if basis is None:
+            raise ValueError('method="warm" starts from a basis: give basis=, or use "randomized".')
+        if basis.ndim < 2 or basis.shape[-2] != d or not rank <= basis.shape[-1] <= short:
+            raise ValueError(
+                f"basis must have shape ({letter}, k) = ({d}, {rank} to {short}), got "
+                f"{tuple(basis.shape)}."
+            )
+    elif basis is not None:
+        raise ValueError(f'basis is for method="warm", got method={method!r}.')
+    if method == "auto":
+        return "randomized" if short > 256 and short >= 2 * (rank + oversample) else "exact"
+    return method
+
+
+def _scale(M: Tensor) -> Float[Tensor, "*batch 1 1"]:
+    """What to divide by so that powers of `M` neither overflow nor underflow."""
+    peak = largest_entry("M", M)
+    return torch.where(peak > 0, peak, 1)
+
+
+def _exact(M: Tensor) -> SVD:
+    """A full decomposition; LAPACK is up to twice as fast on the tall orientation."""
+    if M.shape[-2] < M.shape[-1]:
+        v, s, uh = torch.linalg.svd(M.mT, full_matrices=False)
+        return SVD(uh.mT, s, v)
+    u, s, vh = torch.linalg.svd(M, full_matrices=False)
+    return SVD(u, s, vh.mT)
+
+
+def _gram(M: Tensor, rank: int) -> SVD:
+    """From the eigenvectors of the smaller Gram matrix."""
+    if M.shape[-2] < M.shape[-1]:
+        v, s, u = _gram(M.mT, rank)
+        return SVD(u, s, v)
+    values, vectors = torch.linalg.eigh(M.mT @ M)
+    v = vectors.flip(-1)[..., :rank]
+    # Columns of M v are orthogonal up to rounding: QR divides by their norms, and survives zeros.
+    image = M @ v
+    return SVD(qr(image), values.flip(-1)[..., :rank].clamp(min=0).sqrt(), v)
+
+
+def _range(
+    M: Tensor, columns: int, power: int, scale: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """An orthonormal basis of the range of (M M^T)^power M Omega.
+
+    One QR a pass is enough: a direction that rounding swallows in one pass is replaced by noise,
+    which is a fresh sketch for the next. Leading axes share one sketch.
+    """
+    m, n = M.shape[-2:]
+    omega = gaussian((n, min(columns, m, n)), generator=generator, dtype=M.dtype, device=M.device)
+    y = M @ (omega / scale)
+    if power == 0:
+        return qr(y)
+    for _ in range(power):
+        y = qr(M @ ((M.mT @ (y / scale)) / scale))
+    return y
+
+
+def _power_step(M: Tensor, basis: Tensor, scale: Tensor) -> Tensor:
+    """orth(M M^T basis), which keeps what `M` does not reach as it is in `basis`."""
+    y = M @ ((M.mT @ (basis / scale)) / scale)
+    peak = y.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    # At rounding level, so it decides only columns that are rounding themselves, or zero.
+    keep = torch.finfo(y.dtype).eps * torch.where(peak > 0, peak, 1)
+    return qr(y + keep * basis)
+
+
+def _ritz(W: Tensor, rank: int) -> Tensor:
+    """The leading right singular vectors of a tall W, from its small Gram matrix."""
+    return torch.linalg.eigh(W.mT @ W).eigenvectors.flip(-1)[..., :rank]
