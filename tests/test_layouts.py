@@ -54,9 +54,7 @@ def test_a_name_that_only_resembles_a_wrapper_is_kept():
 def test_linear_and_conv1d_views_compute_their_modules():
     x = torch.randn(5, 4)
     linear = nn.Linear(4, 3)
-    torch.testing.assert_close(
-        x @ matrix_view(linear.weight, "linear").T + linear.bias, linear(x)
-    )
+    torch.testing.assert_close(x @ matrix_view(linear.weight, "linear").T + linear.bias, linear(x))
     conv1d = transformers.pytorch_utils.Conv1D(3, 4)
     view = matrix_view(conv1d.weight, "transposed")
     assert view.shape == (3, 4)
@@ -112,7 +110,13 @@ def test_every_map_of_a_llama_is_found_once_and_the_table_is_not():
     assert len(maps) == 2 * 7 + 1
     assert "model.embed_tokens.weight" not in maps
     up = maps["model.layers.0.mlp.up_proj.weight"]
-    assert (up.layout, up.kind, up.outputs, up.inputs, up.bias) == ("linear", "linear", 24, 16, None)
+    assert (up.layout, up.kind, up.outputs, up.inputs, up.bias) == (
+        "linear",
+        "linear",
+        24,
+        16,
+        None,
+    )
 
 
 def test_a_head_tied_to_the_table_counts_as_the_table():
