@@ -5,6 +5,7 @@ returns a JSON-able dict. Finished cells can be kept in a folder, so that an int
 experiment goes on where it stopped.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -130,7 +131,7 @@ class Workers:
             self._children.append(_Child(self.target))
         answers: queue.SimpleQueue[tuple[str, Record | CellError]] = queue.SimpleQueue()
         for child in self._children:
-            threading.Thread(target=child.serve, args=(waiting, answers), daemon=True).start()
+            child.start(waiting, answers)
         self._tell(total)
         left = len(missing)
         while left:
@@ -176,7 +177,9 @@ class _Child:
     """One process and the files that connect to it."""
 
     def __init__(self, target: str) -> None:
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.thread: threading.Thread | None = None
+        # Closed with the process, so no context manager.
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "TOKENIZERS_PARALLELISM": "0"}
         # A session of its own: Ctrl-C reaches the parent only, which then ends the children.
         self.process = subprocess.Popen(
@@ -189,6 +192,11 @@ class _Child:
             env={**environment, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             start_new_session=True,
         )
+
+    def start(self, waiting: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+        """Serve one round of cells in the background."""
+        self.thread = threading.Thread(target=self.serve, args=(waiting, answers), daemon=True)
+        self.thread.start()
 
     def serve(self, waiting: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
         """Feed cells to the process until none waits; runs in a thread of the parent."""
@@ -204,6 +212,7 @@ class _Child:
                 return
 
     def ask(self, cell: Cell) -> Record:
+        """The process's answer to one cell."""
         assert self.process.stdin
         assert self.process.stdout
         try:
@@ -225,14 +234,15 @@ class _Child:
         return answer
 
     def close(self) -> None:
+        """End the process, whatever it does."""
         self.process.kill()
         self.process.wait()
+        if self.thread:
+            self.thread.join()
         for file in (self.process.stdin, self.process.stdout, self.errors):
             if file:
-                try:
+                with contextlib.suppress(OSError):  # unread input of a process that is gone
                     file.close()
-                except OSError:  # unread input of a process that is gone
-                    pass
 
 
 def _key(target: str, cell: Cell) -> str:

@@ -163,7 +163,7 @@ class Verdict:
 
 
 def _failed(checks: Sequence[Check]) -> str:
-    return " ".join(f"Fails: {c.statement}; measured {measured(c)}." for c in checks)
+    return "Not met: " + "; ".join(f"{c.statement} (measured {measured(c)})" for c in checks) + "."
 
 
 def measured(check: Check) -> str:

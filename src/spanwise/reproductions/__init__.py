@@ -1,8 +1,8 @@
 """One module per experiment: the claim, the criterion fixed beforehand, the run, the figure.
 
 A module offers `TITLE`, `CLAIM`, `CRITERION`, a `Settings` dataclass, `PRESETS` (`quick`,
-`default`, `full`), `run(settings, ...) -> Result` and `panels(result)`. It is found by its
-slug, with `_` for `-`; modules that begin with `_` are shared by several experiments.
+`default`, `full`), `run(settings, ...) -> Result`, `PANELS` and `figure(result, axes)`. It is
+found by its slug, with `_` for `-`; modules that begin with `_` are shared by several experiments.
 """
 
 import pkgutil

@@ -222,7 +222,7 @@ def sweep_and_judge(
     Args:
         function: Runs one cell `{"arm", "rate", "seed", "settings", "data"}`.
         arms: Names of the arms.
-        settings: A dataclass with `rates`, `tuning_seeds`, `fresh_seeds`, `extensions`.
+        settings: A dataclass with `rates`, `tuning_seeds`, `seeds`, `extensions`.
         digest: Digest of the data, so that cells of other data are not used again.
         workers: As `run_cells`.
         cache: As `run_cells`.
@@ -232,7 +232,7 @@ def sweep_and_judge(
         The sweep, and one row for each arm and fresh seed.
     """
     # What decides about other cells does not belong to a cell.
-    schedule = ("rates", "tuning_seeds", "fresh_seeds", "extensions")
+    schedule = ("rates", "tuning_seeds", "seeds", "extensions")
     own = {k: v for k, v in asdict(settings).items() if k not in schedule}
 
     with Workers(function, workers, cache=cache, progress=progress) as pool:
@@ -251,7 +251,7 @@ def sweep_and_judge(
         fresh = evaluate_cells(
             [
                 {"arm": arm, "rate": tuning.best[arm], "seed": seed}
-                for seed in settings.fresh_seeds
+                for seed in settings.seeds
                 for arm in arms
             ]
         )

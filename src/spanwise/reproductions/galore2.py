@@ -1,10 +1,10 @@
 """GaLore 2: AdamW's loss at a third of its state, and a randomized SVD that costs no loss."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ from spanwise.optim import GaLore
 from spanwise.report import (
     Check,
     Metric,
+    Panel,
     Progress,
     Result,
     Row,
@@ -28,6 +29,10 @@ from spanwise.reproductions._byte_lm import (
     sweep_and_judge,
     train,
 )
+from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates, rate_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TITLE = "GaLore 2: gradient low-rank projection"
 CLAIM = (
@@ -76,7 +81,7 @@ class Settings(ByteLM):
     """How many rates an arm's grid may grow by while its best lies on the edge."""
     tuning_seeds: tuple[int, ...] = (0,)
     """Seeds that choose the rates."""
-    fresh_seeds: tuple[int, ...] = (100, 101, 102)
+    seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds that judge."""
 
 
@@ -87,10 +92,10 @@ PRESETS = {
         validation_windows=64,
         rates=(1.5e-3, 1.2e-2),
         extensions=0,
-        fresh_seeds=(100,),
+        seeds=(100,),
     ),
     "default": Settings(),
-    "full": Settings(tuning_seeds=(0, 1), fresh_seeds=(100, 101, 102, 103, 104)),
+    "full": Settings(tuning_seeds=(0, 1), seeds=(100, 101, 102, 103, 104)),
 }
 
 
@@ -166,7 +171,7 @@ def run(
         chosen=tuning.best,
         verdict=Verdict.of(
             checks,
-            fresh_seeds=settings.fresh_seeds,
+            fresh_seeds=settings.seeds,
             tuning_seeds=settings.tuning_seeds,
             untuned=[ARMS[arm] for arm in tuning.untuned],
         ),
@@ -229,6 +234,22 @@ def notes(settings: Settings, sweep: tuple[Row, ...], best: Mapping[str, float])
     return tuple(found)
 
 
-def rate_mean(rows: tuple[Row, ...], arm: str, rate: float) -> float | None:
-    """Mean loss of an arm at one rate of the sweep; None where it diverged or was not run."""
-    return arm_mean([row for row in rows if row["rate"] == rate], arm, "loss")
+PANELS = (
+    Panel(
+        draw_rates,
+        alt="Validation loss against learning rate for AdamW and both kinds of GaLore.",
+        caption="Loss against the rate; a dot marks the rate that each arm was judged at.",
+    ),
+    Panel(
+        draw_memory,
+        alt="Validation loss of every fresh seed against bytes of optimizer state.",
+        caption="Every fresh seed (dots) and the mean (bar) against the bytes of state. "
+        "The dashed line is the criterion's bound.",
+    ),
+)
+
+
+def figure(result: Result, axes: Sequence["Axes"]) -> None:
+    """Draw both panels on two axes of your own."""
+    for ax, panel in zip(axes, PANELS, strict=True):
+        panel.draw(ax, result)
