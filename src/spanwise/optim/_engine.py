@@ -124,6 +124,17 @@ class SubspaceOptimizer(Optimizer):
         for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
             if p.is_complex():
                 raise TypeError(f"parameter {name} is complex; only real weights are projected.")
+            if hasattr(p, "placements"):
+                raise NotImplementedError(
+                    f"parameter {name} is sharded over processes (DTensor); projecting sharded "
+                    "gradients is not supported yet. Train it on one process or with DDP."
+                )
+            if "embed" in name:
+                warnings.warn(
+                    f"{name} looks like an embedding table; its gradient has few non-zero rows "
+                    "and no low-dimensional subspace. Leave it to a group without rank.",
+                    stacklevel=4,
+                )
             smallest = min(stored_matrix(p.detach(), layout).shape[-2:])
             if group["rank"] > smallest and not self._clamp_rank:
                 raise ValueError(

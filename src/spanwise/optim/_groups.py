@@ -192,6 +192,7 @@ def check_layouts(group: dict[str, Any]) -> list[Layout]:
             raise ValueError(
                 f"parameter {name} of shape {tuple(p.shape)} is in a projected group but is no "
                 "matrix. Build the groups with spanwise.optim.param_groups(model, rank=...), "
-                "which knows convolutions and experts and leaves vectors to AdamW."
+                "which knows convolutions and experts and leaves vectors to AdamW. (Flat "
+                "parameters of FSDP1 cannot be projected: use fully_shard.)"
             )
     return ["linear"] * len(group["params"])
