@@ -101,15 +101,12 @@ def _intersection(s: Subspace, t: Subspace, max_angle: float) -> Subspace | None
     t = t.to(s.basis.device, s.basis.dtype)
     if not s.batch:
         return s.intersection(t, max_angle=max_angle)
-    # Experts share one rank, the smallest: a direction that is not common must not slip in.
-    rank = int((s.angles(t) <= max_angle).sum(-1).min())
-    if rank == 0:
-        return None
     common = [
-        bases.intersection(x, y, max_angle=max_angle)[:, :rank]
-        for x, y in zip(s.basis, t.basis, strict=True)
+        bases.intersection(x, y, max_angle=max_angle) for x, y in zip(s.basis, t.basis, strict=True)
     ]
-    return Subspace(torch.stack(common))
+    # Experts share one rank, the smallest: a direction that is not common must not slip in.
+    rank = min(basis.shape[-1] for basis in common)
+    return Subspace(torch.stack([basis[:, :rank] for basis in common])) if rank else None
 
 
 def _combined(a: "Atlas", b: "Atlas", entries: list["Entry"], verb: str) -> "Atlas":
