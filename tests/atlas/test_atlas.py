@@ -167,7 +167,7 @@ def test_entries_that_do_not_fit_are_refused():
         entry(shape=(2, 4, 6), layout="experts")
     with pytest.raises(ValueError, match="side must be"):
         entry(side="left")
-    with pytest.raises(ValueError, match="two entries for w.weight, input side"):
+    with pytest.raises(ValueError, match=r"two entries for w\.weight, input side"):
         Atlas([entry(), entry()])
     with pytest.raises(ValueError, match="claimed by two entries"):
         Atlas([entry(), entry("v.weight", aliases=("w.weight",))])

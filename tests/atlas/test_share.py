@@ -133,7 +133,7 @@ def test_tied_weights_count_once(llama, ids):
 
 
 def test_half_precision_differences_are_taken_exactly(setting):
-    model, atlas, _ = setting
+    _, atlas, _ = setting
     old = {"0.weight": torch.full((8, 6), 256.0, dtype=torch.bfloat16)}
     new = {"0.weight": torch.full((8, 6), 258.0, dtype=torch.bfloat16)}
     row = atlas.update_share(old, new).rows[0]
@@ -145,7 +145,7 @@ def test_weights_that_do_not_fit_are_refused(setting):
     model, atlas, _ = setting
     state = model.state_dict()
     lacking = {k: v for k, v in state.items() if k != "0.weight"}
-    with pytest.raises(ValueError, match="the tuned weights lack 0.weight"):
+    with pytest.raises(ValueError, match=r"the tuned weights lack 0\.weight"):
         atlas.update_share(model, lacking)
     with pytest.raises(ValueError, match=r"0.weight has shape \(8, 6\) in base and \(8, 5\)"):
         atlas.update_share(model, {**state, "0.weight": torch.zeros(8, 5)})

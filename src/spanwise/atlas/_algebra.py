@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from spanwise.linalg import bases
 from spanwise.subspace import Subspace
@@ -91,10 +93,17 @@ def _union(s: Subspace, t: Subspace, tolerance: float) -> Subspace:
     t = t.to(s.basis.device, s.basis.dtype)
     if not s.batch:
         return s.union(t, tolerance=tolerance)
+    both = [bases.union(x, y, tolerance=tolerance) for x, y in zip(s.basis, t.basis, strict=True)]
     # Experts share one rank, the largest; the others keep some directions more than they need.
-    both = torch.cat([s.basis, t.basis], dim=-1)
-    left, values, _ = torch.linalg.svd(both, full_matrices=False)
-    return Subspace(left[..., : int((values > tolerance).sum(-1).max())].contiguous())
+    rank = max(basis.shape[-1] for basis in both)
+    return Subspace(torch.stack([_filled(basis, rank) for basis in both]))
+
+
+def _filled(basis: Float[Tensor, "d r"], rank: int) -> Float[Tensor, "d rank"]:
+    missing = rank - basis.shape[-1]
+    if not missing:
+        return basis
+    return torch.cat([basis, bases.complement(basis)[:, :missing]], dim=-1)
 
 
 def _intersection(s: Subspace, t: Subspace, max_angle: float) -> Subspace | None:
