@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all, and tensors read by offset.
+
+Attributes load on first use: writing JSON needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from spanwise._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from spanwise.io._atomic import atomic_file as atomic_file
+    from spanwise.io._atomic import atomic_folder as atomic_folder
+    from spanwise.io._atomic import file_digest as file_digest
+    from spanwise.io._atomic import write_bytes as write_bytes
+    from spanwise.io._atomic import write_json as write_json
+    from spanwise.io._manifest import Manifest as Manifest
+    from spanwise.io._reader import TensorReader as TensorReader
+    from spanwise.io._reader import open_tensors as open_tensors
+    from spanwise.io._writer import ShardedWriter as ShardedWriter
+    from spanwise.io._writer import save_tensors as save_tensors
+
+_HOMES = {
+    "Manifest": "_manifest",
+    "ShardedWriter": "_writer",
+    "TensorReader": "_reader",
+    "atomic_file": "_atomic",
+    "atomic_folder": "_atomic",
+    "file_digest": "_atomic",
+    "open_tensors": "_reader",
+    "save_tensors": "_writer",
+    "write_bytes": "_atomic",
+    "write_json": "_atomic",
+}
+
+__all__ = [
+    "Manifest",
+    "ShardedWriter",
+    "TensorReader",
+    "atomic_file",
+    "atomic_folder",
+    "file_digest",
+    "open_tensors",
+    "save_tensors",
+    "write_bytes",
+    "write_json",
+]
+
+__getattr__, __dir__ = lazy_attributes(
+    "spanwise.io",
+    {name: f"spanwise.io.{module}" for name, module in _HOMES.items()},
+    rooms=frozenset({"configs", "runs"}),
+)
