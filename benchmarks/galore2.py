@@ -22,10 +22,10 @@ import time
 import types
 
 import torch
+from _timing import environment, write_results
 from torch import nn
 
-from _timing import environment, write_results  # noqa: I001
-from spanwise.optim import GaLore, state_bytes
+from spanwise.optim import GaLore
 
 RANK, SCALE, LR = 128, 0.25, 1e-2
 LINEAR = [(512, 512)] * 32 + [(1376, 512)] * 16 + [(512, 1376)] * 8
@@ -68,16 +68,19 @@ class Floor:
         self.right = [p.shape[0] >= p.shape[1] for p in linear]
         self.bases = [torch.linalg.qr(torch.randn(min(p.shape), RANK)).Q for p in linear]
         low = [torch.zeros(max(p.shape), RANK) for p in linear]
-        self.x = [nn.Parameter(t if r else t.mT.contiguous()) for t, r in zip(low, self.right)]
+        self.x = [
+            nn.Parameter(t if r else t.mT.contiguous())
+            for t, r in zip(low, self.right, strict=True)
+        ]
         self.adam = torch.optim.AdamW(self.x, lr=LR, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def step(self) -> None:
-        for p, basis, right, x in zip(self.linear, self.bases, self.right, self.x):
+        for p, basis, right, x in zip(self.linear, self.bases, self.right, self.x, strict=True):
             x.grad = p.grad @ basis if right else basis.mT @ p.grad
             x.zero_()
         self.adam.step()
-        for p, basis, right, x in zip(self.linear, self.bases, self.right, self.x):
+        for p, basis, right, x in zip(self.linear, self.bases, self.right, self.x, strict=True):
             a, b = (x, basis.mT) if right else (basis, x)
             p.addmm_(a, b, alpha=SCALE)
         self.plain.step()
@@ -97,26 +100,26 @@ def load_galore_torch() -> type:
 def contenders() -> dict[str, tuple[object, list[nn.Parameter], list[nn.Parameter]]]:
     made = {}
 
-    def add(name: str, make) -> None:  # noqa: ANN001
+    def add(name: str, make) -> None:
         linear, rest = make_weights()
         made[name] = (make(linear, rest), linear, rest)
 
-    def theirs(linear, rest):  # noqa: ANN001, ANN202
+    def theirs(linear, rest):
         keys = {"rank": RANK, "update_proj_gap": 10**9, "scale": SCALE, "proj_type": "std"}
         groups = [{"params": linear, **keys}, {"params": rest}]
         return load_galore_torch()(groups, lr=LR, no_deprecation_warning=True)
 
-    def other(linear, rest):  # noqa: ANN001, ANN202
+    def other(linear, rest):
         import pytorch_optimizer
 
         keys = {"rank": RANK, "update_proj_gap": 10**9, "scale": SCALE, "projection_type": "std"}
         return pytorch_optimizer.GaLore([{"params": linear, **keys}, {"params": rest}], lr=LR)
 
-    def ours(linear, rest, **options):  # noqa: ANN001, ANN003, ANN202
+    def ours(linear, rest, **options):
         groups = [{"params": linear, "rank": RANK}, {"params": rest}]
         return GaLore(groups, lr=LR, scale=SCALE, **options)
 
-    def everything(linear, rest, **options):  # noqa: ANN001, ANN003, ANN202
+    def everything(linear, rest, **options):
         return torch.optim.AdamW([*linear, *rest], lr=LR, **options)
 
     add("floor", Floor)
@@ -128,7 +131,7 @@ def contenders() -> dict[str, tuple[object, list[nn.Parameter], list[nn.Paramete
     return made
 
 
-def seconds(function) -> float:  # noqa: ANN001
+def seconds(function) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -154,7 +157,7 @@ def ordinary_steps(rounds: int) -> dict[str, dict[str, float]]:
             "median_ms": 1e3 * statistics.median(times[name]),
             "over_floor": min(times[name]) / floor,
             "median_round_over_floor": statistics.median(
-                a / b for a, b in zip(times[name], times["floor"])
+                a / b for a, b in zip(times[name], times["floor"], strict=True)
             ),
             "state_bytes_linear": state,
         }

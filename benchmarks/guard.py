@@ -11,9 +11,9 @@ lies in the avoided directions, the largest over layers and sides.
 import copy
 
 import torch
+from _timing import environment, write_results
 from torch import nn
 
-from _timing import environment, write_results  # noqa: I001
 from spanwise import Atlas, Subspace, plots
 from spanwise.atlas import Entry
 from spanwise.linalg import random_basis
@@ -40,7 +40,7 @@ def atlas(model: nn.Module) -> Atlas:
     return Atlas(entries)
 
 
-def galore(named, decay, **options):  # noqa: ANN001, ANN003, ANN201
+def galore(named, decay, **options):
     return GaLore([{"params": named, "rank": 16}], lr=1e-2, weight_decay=decay,
                   refresh_every=50, **options)  # fmt: skip
 

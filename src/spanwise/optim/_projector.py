@@ -1,13 +1,14 @@
 """Dense orthonormal projectors: where a gradient's subspace comes from and how one uses it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spanwise.linalg.bases import align
-from spanwise.linalg.svd import top_subspace
+from spanwise.linalg.svd import Method, top_subspace
 from spanwise.optim._constraint import Constraint
 
 
@@ -60,9 +61,9 @@ class DenseProjector:
 def find_basis(
     g: Float[Tensor, "*batch rows cols"],
     rank: int,
-    side: str,
+    side: Literal["left", "right"],
     *,
-    method: str,
+    method: Method,
     old: Float[Tensor, "*batch d r"] | None,
     constraint: Constraint | None,
     generator: torch.Generator | None,

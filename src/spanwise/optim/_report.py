@@ -11,7 +11,7 @@ from torch import Tensor
 from spanwise.optim._groups import resolve_side
 
 if TYPE_CHECKING:
-    from spanwise.optim._engine import SubspaceOptimizer
+    from spanwise.optim._base import GroupedOptimizer
 
 Kind = Literal["projected", "plain", "frozen"]
 
@@ -110,7 +110,7 @@ def projected_numbers(rows: int, cols: int, rank: int, side: str, stack: int = 1
     return stack * one
 
 
-def build_report(optimizer: "SubspaceOptimizer") -> OptimizerReport:
+def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
     """The report of a subspace optimizer, before or after its first step."""
     rows = []
     for i, group in enumerate(optimizer.param_groups):

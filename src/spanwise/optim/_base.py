@@ -1,0 +1,246 @@
+"""The bookkeeping under every subspace optimizer: groups, names, constraints, checkpoints."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spanwise.layouts import Layout, layout_of, stored_matrix
+from spanwise.optim._constraint import BiasRule
+from spanwise.optim._constraints import Constraints, merge_names
+from spanwise.optim._groups import (
+    GALORE_SIDES,
+    MOMENT_RULES,
+    REFRESH_METHODS,
+    SIDES,
+    Member,
+    check_choice,
+    check_layouts,
+    check_rank,
+    resolve_aliases,
+)
+from spanwise.optim._report import OptimizerReport, build_report
+
+if TYPE_CHECKING:
+    from spanwise.atlas import Atlas
+
+
+class GroupedOptimizer(Optimizer):
+    """Groups with and without a rank, each parameter by name, held to its constraint.
+
+    `SubspaceOptimizer` adds the step.
+    """
+
+    method = "subspace"
+    aliases: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        avoid: "Atlas | None" = None,
+        within: "Atlas | None" = None,
+        bias: BiasRule = "freeze",
+        seed: int = 0,
+        on_nonfinite: str = "keep",
+        clamp_rank: bool = False,
+        compat: str | None = None,
+    ) -> None:
+        check_choice("on_nonfinite", on_nonfinite, ("keep", "raise"))
+        if compat is not None:
+            check_choice("compat", compat, ("galore_torch",))
+        self.seed, self.on_nonfinite, self.compat = seed, on_nonfinite, compat
+        self._clamp_rank = clamp_rank
+        self._members: dict[int, list[Member]] = {}
+        self._warned_nonfinite = False
+        self._constraints = Constraints()
+        defaults["side"] = GALORE_SIDES.get(defaults["side"], defaults["side"])
+        super().__init__(params, defaults)
+        if not any(group["rank"] for group in self.param_groups):
+            raise ValueError(
+                f"{type(self).__name__} has nothing to project: no parameter group has a rank. "
+                "Use spanwise.optim.param_groups(model, rank=128), or torch.optim.AdamW."
+            )
+        self.set_constraints(avoid=avoid, within=within, bias=bias)
+
+    # -- groups ---------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; a group with a `rank` is projected, any other is plain AdamW."""
+        group = dict(param_group)
+        resolve_aliases(group, self.aliases)
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._members.clear()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        _check_number("lr", group["lr"], 0, math.inf)
+        _check_number("eps", group["eps"], 0, math.inf)
+        _check_number("weight_decay", group["weight_decay"], 0, math.inf)
+        for i, beta in enumerate(group["betas"]):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}.")
+        if group["rank"] is None:
+            return
+        check_rank(group["rank"])
+        check_choice("side", group["side"], SIDES)
+        check_choice("svd", group["svd"], REFRESH_METHODS)
+        check_choice("moments", group["moments"], MOMENT_RULES)
+        every = group["refresh_every"]
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"refresh_every must be an int of at least 1, got {every!r}.")
+        if not group["scale"] > 0:
+            raise ValueError(f"scale must be above 0, got {group['scale']}.")
+        names = group.get("param_names") or [f"#{i}" for i in range(len(group["params"]))]
+        for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
+            if p.is_complex():
+                raise TypeError(f"parameter {name} is complex; only real weights are projected.")
+            if hasattr(p, "placements"):
+                raise NotImplementedError(
+                    f"parameter {name} is sharded over processes (DTensor); projecting sharded "
+                    "gradients is not supported yet. Train it on one process or with DDP."
+                )
+            if "embed" in name:
+                warnings.warn(
+                    f"{name} looks like an embedding table; its gradient has few non-zero rows "
+                    "and no low-dimensional subspace. Leave it to a group without rank.",
+                    stacklevel=4,
+                )
+            smallest = min(stored_matrix(p.detach(), layout).shape[-2:])
+            if group["rank"] > smallest and not self._clamp_rank:
+                raise ValueError(
+                    f"rank = {group['rank']} exceeds min(m, n) = {smallest} for parameter {name} "
+                    f"of shape {tuple(p.shape)}. Lower rank, exclude the parameter with a second "
+                    "group, or pass clamp_rank=True."
+                )
+
+    def _group_members(self, index: int) -> list[Member]:
+        if index not in self._members:
+            group = self.param_groups[index]
+            first = sum(len(g["params"]) for g in self.param_groups[:index])
+            names = group.get("param_names") or [
+                f"#{first + i}" for i in range(len(group["params"]))
+            ]
+            layouts: list[Layout] = (
+                check_layouts(group)
+                if group["rank"]
+                else [layout_of(p) or "linear" for p in group["params"]]
+            )
+            self._members[index] = [
+                Member(name, p, layout, first + i)
+                for i, (name, p, layout) in enumerate(
+                    zip(names, group["params"], layouts, strict=True)
+                )
+            ]
+        return self._members[index]
+
+    # -- constraints ----------------------------------------------------------------------
+
+    def set_constraints(
+        self,
+        *,
+        avoid: "Atlas | None" = None,
+        within: "Atlas | None" = None,
+        bias: BiasRule = "freeze",
+    ) -> None:
+        """Replace what updates avoid and stay within; every basis is redrawn at the next step."""
+        if avoid is None and within is None:
+            self._constraints = Constraints()
+        else:
+            named = merge_names(self, None)
+            self._constraints = Constraints.resolve(named, avoid, within, bias=bias)
+            self._fit_ranks()
+        for state in self.state.values():
+            if "refreshed" in state:
+                state["refreshed"].fill_(-1)
+
+    def _fit_ranks(self) -> None:
+        clipped = []
+        for member, group in self._projected():
+            free = self._free_rank(member)
+            if 0 < free < group["rank"]:
+                clipped.append((member.name, free))
+        if clipped:
+            name, free = clipped[0]
+            warnings.warn(
+                f"{len(clipped)} parameters have fewer free directions than rank and use what is "
+                f"left, the first: {name} with rank {free}. A lower rank or a smaller atlas "
+                "silences this.",
+                stacklevel=4,
+            )
+
+    def _free_rank(self, member: Member) -> int:
+        rows, cols = member.matrix_shape
+        constraint = self._constraints.get(member.name, member.parameter)
+        if constraint is None:
+            return min(rows, cols)
+        left = rows if constraint.rows is None else constraint.rows.free
+        right = cols if constraint.columns is None else constraint.columns.free
+        return min(left, right)
+
+    def rank_of(self, member: Member, group: dict[str, Any]) -> int:
+        """The rank in use: the group's, clipped to what the matrix and the constraint leave."""
+        return min(group["rank"], self._free_rank(member))
+
+    def _projected(self) -> Iterator[tuple[Member, dict[str, Any]]]:
+        for i, group in enumerate(self.param_groups):
+            if group["rank"]:
+                for member in self._group_members(i):
+                    yield member, group
+
+    def _state_dtype(self, p: Tensor) -> torch.dtype:
+        if self.compat or p.dtype == torch.float64:
+            return p.dtype
+        return torch.float32
+
+    # -- checkpoints and reports ----------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps only state and groups; a copy without its constraints would not be guarded.
+        return {**self.__dict__, **super().__getstate__(), "_members": {}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; float32 bases and moments of half-precision weights stay float32.
+
+        Raises:
+            ValueError: If the saved groups have another rank or side than this optimizer's.
+        """
+        for i, (ours, saved) in enumerate(
+            zip(self.param_groups, state_dict["param_groups"], strict=False)
+        ):
+            for key in ("rank", "side"):
+                if ours.get(key) != saved.get(key):
+                    raise ValueError(
+                        f"the checkpoint's group {i} has {key} = {saved.get(key)!r}, this "
+                        f"optimizer {ours.get(key)!r}; build it with the checkpoint's {key}, or "
+                        "start without the optimizer's state."
+                    )
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        ours = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, ours, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                # torch casts floating state to the parameter's dtype; ours keeps its own.
+                if isinstance(value, Tensor):
+                    device = p.device if value.ndim else value.device
+                    self.state[p][key] = value.to(device, copy=True)
+        self._members.clear()
+
+    def report(self) -> OptimizerReport:
+        """What is projected, guarded and left plain, and the bytes of optimizer state."""
+        return build_report(self)
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if not low <= float(value) <= high:
+        raise ValueError(f"{name} must be at least {low:g}, got {value}.")
