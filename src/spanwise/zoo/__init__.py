@@ -1,13 +1,23 @@
 """Models by name: fresh LLaMA sizes and packaged pretrained ones."""
 
 from spanwise.zoo.llama import SHAPES, LlamaShape, llama_config
-from spanwise.zoo.models import Loaded, load, load_config, load_model, load_tokenizer, names
+from spanwise.zoo.models import (
+    Loaded,
+    is_pretrained,
+    load,
+    load_config,
+    load_model,
+    load_tokenizer,
+    names,
+    source_folder,
+)
 from spanwise.zoo.smollm import smollm_folder
 
 __all__ = [
     "SHAPES",
     "LlamaShape",
     "Loaded",
+    "is_pretrained",
     "llama_config",
     "load",
     "load_config",
@@ -15,4 +25,5 @@ __all__ = [
     "load_tokenizer",
     "names",
     "smollm_folder",
+    "source_folder",
 ]

@@ -1,5 +1,6 @@
 """Causal language models by preset, folder or name."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,24 +64,31 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    config = load_config(spec, layers=layers)
+    config = load_config(spec, layers=layers, tokenizer=tokenizer)
     reader = load_tokenizer(tokenizer or spec)
     if folder := _folder(spec):
         # transformers leaves weights of dropped layers unread.
         model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
     else:
-        config.vocab_size = max(config.vocab_size, len(reader))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return Loaded(model, reader)
 
 
-def load_config(spec: str | Path, *, layers: int | None = None) -> "PretrainedConfig":
+def load_config(
+    spec: str | Path, *, layers: int | None = None, tokenizer: str | Path | None = None
+) -> "PretrainedConfig":
     """The configuration behind `spec`, without its weights.
 
+    Args:
+        spec: As in `load_model`.
+        layers: Keep only the first so many layers.
+        tokenizer: A preset's vocabulary grows to hold this tokenizer's ids.
+
     Raises:
-        ValueError: If nothing answers to `spec`, or `layers` exceeds what the model has.
+        ValueError: If nothing answers to `spec`, `layers` exceeds what the model has, or a
+            pretrained model has too few embeddings for the tokenizer.
     """
     from transformers import AutoConfig
 
@@ -99,6 +107,13 @@ def load_config(spec: str | Path, *, layers: int | None = None) -> "PretrainedCo
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
+    if tokenizer is not None:
+        needed = len(load_tokenizer(tokenizer))
+        if needed > config.vocab_size and _preset(spec) is None:
+            raise ValueError(
+                f"tokenizer {str(tokenizer)!r} has {needed} ids, {spec} embeds {config.vocab_size}."
+            )
+        config.vocab_size = max(config.vocab_size, needed)
     return config
 
 
@@ -113,9 +128,25 @@ def load_tokenizer(spec: str | Path) -> Any:
     folder = _folder(spec)
     if folder is None:
         raise ValueError(_unknown(spec))
+    if _reads_bytes(folder):
+        return ByteTokenizer()
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def is_pretrained(spec: str | Path) -> bool:
+    """Whether `spec` names trained weights rather than a size."""
+    return _preset(spec) is None
+
+
+def source_folder(spec: str | Path) -> Path | None:
+    """The folder that `spec` is read from; None for a size.
+
+    Raises:
+        ValueError: If it is a folder without a model.
+    """
+    return None if _preset(spec) else _folder(spec)
 
 
 def _preset(spec: str | Path) -> str | None:
@@ -131,6 +162,15 @@ def _folder(spec: str | Path) -> Path | None:
     if path.is_dir():
         raise ValueError(f"{spec} is a folder without config.json: not a transformers model.")
     return _PACKAGED[str(spec)]() if str(spec) in _PACKAGED else None
+
+
+def _reads_bytes(folder: Path) -> bool:
+    """Whether the tokenizer there is the one `ByteTokenizer` saves, which ours reads faster."""
+    try:
+        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return written.get("tokenizer_class") == "ByT5Tokenizer" and written.get("extra_ids") == 0
 
 
 def _unknown(spec: str | Path) -> str:

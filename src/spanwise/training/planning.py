@@ -1,0 +1,205 @@
+"""Predicting what a run needs before it runs, on tensors that have a size but no memory."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from spanwise.optim import METHODS, param_groups, plan_state_bytes
+from spanwise.training.config import TrainConfig
+from spanwise.zoo import load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """Predicted bytes of one method."""
+
+    method: str
+    weights: int
+    gradients: int
+    states: int
+    activations: int
+    """Most that lives beside weights and gradients during a forward and backward pass."""
+    atlas: int = 0
+    """Bases to avoid or to measure against, and the copies that exactness needs."""
+    peak: int
+    """Of the whole step. Less than the sum: gradients come while activations go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What every method would need for one model, batch and rank."""
+
+    model: str
+    parameters: int
+    rank: int
+    batch: int
+    sequence: int
+    rows: tuple[MemoryRow, ...]
+
+    def __getitem__(self, method: str) -> MemoryRow:
+        return next(row for row in self.rows if row.method == method)
+
+
+def plan(config: TrainConfig) -> MemoryPlan:
+    """Predict peak bytes of every method at this rank; allocates nothing, a 7B takes seconds.
+
+    The model is built from fake tensors and one forward and backward pass is traced: every
+    storage that appears is counted until it is freed. Counted are weights, gradients, states
+    and activations of one process, not the libraries' own memory or an allocator's slack.
+
+    Raises:
+        ValueError: If the model is unknown, or the rank leaves nothing to project.
+    """
+    shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
+    rank = resolve_rank(config, shape.hidden_size)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    batch, sequence = config.schedule.batch, config.texts.sequence
+    from transformers import AutoModelForCausalLM
+
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        weights = nbytes(model)
+        activations, with_gradients = _trace(
+            model, batch, sequence, autocast=config.precision == "mixed"
+        )
+        shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+        gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        states = _states(model, shapes, rank, config)
+    obeyed, measured, copies = _atlas_bytes(config, shapes, dtype.itemsize)
+    rows = []
+    for method, held in states.items():
+        atlas = obeyed + measured
+        # A rival's guard keeps each guarded weight as it was before the step.
+        step = gradients + (copies if method != "galore" and obeyed else 0)
+        peak = weights + held + atlas + max(with_gradients, step)
+        rows.append(
+            MemoryRow(
+                method=method,
+                weights=weights,
+                gradients=gradients,
+                states=held,
+                activations=activations,
+                atlas=atlas,
+                peak=peak,
+            )  # fmt: skip
+        )
+    return MemoryPlan(
+        model=config.model,
+        parameters=sum(p.numel() for p in model.parameters()),
+        rank=rank,
+        batch=batch,
+        sequence=sequence,
+        rows=tuple(rows),
+    )
+
+
+def resolve_rank(config: TrainConfig, width: int) -> int:
+    """The rank, or a quarter of the model's width."""
+    return config.optimizer.rank or max(1, width // 4)
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, tied ones once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+
+class _Meter(TorchDispatchMode):
+    """Bytes of all storages that operations create, from birth to release."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.gradients = 0
+        self.peak = 0
+        self.peak_beside_gradients = 0
+        self._known: dict[int, int] = {}
+
+    def see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._free, key)
+        self.peak = max(self.peak, self.now)
+        self.peak_beside_gradients = max(self.peak_beside_gradients, self.now - self.gradients)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.see, result)
+        return result
+
+
+def _trace(model: nn.Module, batch: int, sequence: int, *, autocast: bool) -> tuple[int, int]:
+    """Peak bytes beside the weights: without gradients, and with those alive at the time."""
+    meter = _Meter()
+    ids = torch.zeros(batch, sequence, dtype=torch.long)
+
+    def arrived(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            meter.gradients += parameter.grad.numel() * parameter.grad.element_size()
+
+    handles = [
+        p.register_post_accumulate_grad_hook(arrived) for p in model.parameters() if p.requires_grad
+    ]
+    model.train()
+    with meter, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for tensor in [*model.parameters(), *model.buffers()]:
+            meter.see(tensor)
+        before = meter.now
+        model(input_ids=ids, labels=ids).loss.backward()
+    for handle in handles:
+        handle.remove()
+    for p in model.parameters():
+        p.grad = None
+    return meter.peak_beside_gradients - before, meter.peak - before
+
+
+def _states(
+    model: nn.Module, shapes: dict[str, tuple[int, ...]], rank: int, config: TrainConfig
+) -> dict[str, int]:
+    itemsize = next(model.parameters()).element_size()
+    projected = {
+        "galore": [n for n, _ in param_groups(model, rank)[0]["params"]],
+        "muon": [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]],
+    }
+    return {
+        method: plan_state_bytes(
+            shapes,
+            method,
+            rank=rank,
+            side=config.optimizer.side or "short",
+            projected=projected.get(method, ()),
+            itemsize=itemsize,
+        )
+        for method in METHODS
+    }
+
+
+def _atlas_bytes(
+    config: TrainConfig, shapes: dict[str, tuple[int, ...]], itemsize: int
+) -> tuple[int, int, int]:
+    """Bytes of atlases obeyed, of one measured with its copy of the start, and of that copy."""
+    from spanwise.atlas import Atlas
+
+    options = config.optimizer
+    obeyed = sum(Atlas.load(p).nbytes for p in (options.avoid, options.within) if p)
+    shown = options.measure or options.avoid or options.within
+    if shown is None:
+        return 0, 0, 0
+    atlas = Atlas.load(shown)
+    copies = itemsize * sum(
+        torch.Size(shape).numel() for name, shape in shapes.items() if atlas.get(name)
+    )
+    return obeyed, copies + (atlas.nbytes if options.measure else 0), copies
