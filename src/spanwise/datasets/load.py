@@ -5,9 +5,10 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from spanwise.datasets.builtin import python_docs, python_stdlib
-from spanwise.datasets.formats import READERS, read_text_file, suffix_of
+from spanwise.datasets.formats import READERS, document_of, read_text_file, suffix_of
 from spanwise.datasets.resolve import ASSETS, nearest, resolve
 from spanwise.datasets.text import Document, TextData, join
 
@@ -132,12 +133,10 @@ def _from_hub(name: str, text: str | None, label: str | None) -> TextData:
     path, _, split = name.partition("@")
     path, _, config = path.partition(":")
     try:
-        rows = datasets.load_dataset(path, config or None, split=split or "train")
+        rows: Any = datasets.load_dataset(path, config or None, split=split or "train")
     except Exception as error:  # the library raises a dozen kinds, offline ones among them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(f"{missing} The datasets library says: {reason}") from error
-    from spanwise.datasets.formats import document_of
-
     documents = [
         document_of(row, f"{name}, row {index}", text, label) for index, row in enumerate(rows)
     ]

@@ -5,14 +5,13 @@ A step's files are written into `.staging-STEP`, synced, listed with their diges
 is what a crash or a full disk left behind, and is never resumed from.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from spanwise.io import write_json
+from spanwise.io import file_digest, write_json
 
 MARK = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -37,10 +36,10 @@ def seal(folder: Path, step: int) -> Path:
     for path in _files(folder):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-            files[path.relative_to(folder).as_posix()] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            }
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
     write_json(folder / MARK, {"format": _FORMAT, "step": step, "files": files})
     _sync_folders(folder)
     return folder / MARK
@@ -83,9 +82,8 @@ def why_incomplete(folder: str | Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes of {expected['bytes']}"
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-                return f"{name} is damaged: its digest is not the recorded one"
+        if file_digest(path) != expected["sha256"]:
+            return f"{name} is damaged: its digest is not the recorded one"
     return None
 
 

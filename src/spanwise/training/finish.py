@@ -1,8 +1,9 @@
 """The end of a run: the written model, its proof, the sweep over alpha, the figures."""
 
-import shutil
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from spanwise.io import atomic_folder, write_json
 from spanwise.io.configs import to_plain
@@ -19,6 +20,7 @@ def finish(
     config: TrainConfig,
     run: RunFolder,
     trainer: RunTrainer,
+    model: PreTrainedModel,
     texts: Texts,
     atlases: Atlases,
     progress: Progress,
@@ -32,7 +34,7 @@ def finish(
     Raises:
         OSError: If a file cannot be written; the checkpoints remain.
     """
-    model, first = trainer.model, trainer.is_world_process_zero()
+    first = trainer.is_world_process_zero()
     after = progress.latest if progress.latest_step == config.schedule.steps else trainer.losses()
     points: list[alphas.AlphaPoint] = []
     fraction = config.record.alpha
@@ -75,23 +77,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     Raises:
         OSError: If it cannot be written; an earlier folder of that name then stays.
     """
-    aside = folder.with_name(f".{folder.name}-before")
     try:
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        with atomic_folder(folder) as staging, errors_only():
+        with atomic_folder(folder, overwrite=True) as staging, errors_only():
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
-    except Exception as error:
-        if aside.exists() and not folder.exists():
-            aside.rename(folder)
+    except Exception as error:  # a full disk reaches us as each library's own kind
         detail = " ".join(str(error).split())
         raise OSError(
             f"the model could not be written to {folder}: {detail}. The checkpoints are whole; "
             "free some space and run again with --resume."
         ) from error
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _draw(run: RunFolder, points: list[alphas.AlphaPoint], report: Reporter) -> None:

@@ -131,7 +131,7 @@ def open_model(config: TrainConfig) -> PreTrainedModel:
         ).model
 
 
-def open_optimizer(config: TrainConfig, model: nn.Module, atlases: Atlases) -> Optimizer:
+def open_optimizer(config: TrainConfig, model: PreTrainedModel, atlases: Atlases) -> Optimizer:
     """The optimizer that the options describe, guarded by the atlases.
 
     Raises:

@@ -78,17 +78,16 @@ def plan(config: TrainConfig) -> MemoryPlan:
         # A rival's guard keeps each guarded weight as it was before the step.
         step = gradients + (copies if method != "galore" and obeyed else 0)
         peak = weights + held + atlas + max(with_gradients, step)
-        rows.append(
-            MemoryRow(
-                method=method,
-                weights=weights,
-                gradients=gradients,
-                states=held,
-                activations=activations,
-                atlas=atlas,
-                peak=peak,
-            )  # fmt: skip
+        row = MemoryRow(
+            method=method,
+            weights=weights,
+            gradients=gradients,
+            states=held,
+            activations=activations,
+            atlas=atlas,
+            peak=peak,
         )
+        rows.append(row)
     return MemoryPlan(
         model=config.model,
         parameters=sum(p.numel() for p in model.parameters()),

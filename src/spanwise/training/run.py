@@ -25,8 +25,8 @@ from spanwise.training.inputs import (
 )
 from spanwise.training.memory import PeakMemory
 from spanwise.training.planning import plan
-from spanwise.training.resume import Start, resume_line
 from spanwise.training.result import TrainResult
+from spanwise.training.resume import Start, resume_line
 from spanwise.training.telling import tell_inputs, tell_memory, tell_optimizer
 from spanwise.training.trainer import (
     RunTrainer,
@@ -123,7 +123,9 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
         tell_optimizer(config, prepared, report)
         memory.restart()
         with errors_only():
-            trainer.train(resume_from_checkpoint=start.checkpoint and str(start.checkpoint))
+            trainer.train(
+                resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None
+            )
         measured = memory.read()
         if stop.asked and trainer.state.global_step < config.schedule.steps:
             raise TrainingInterrupted(resume_line(config))
@@ -131,6 +133,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
             config,
             run,
             trainer,
+            model,
             texts,
             atlases,
             progress,

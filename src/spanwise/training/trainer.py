@@ -18,7 +18,7 @@ from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, Stream
 from spanwise.training.evaluation import loss_on
 
-MakeOptimizer = Callable[[nn.Module], Optimizer]
+MakeOptimizer = Callable[[Any], Optimizer]
 
 
 class RunTrainer(Trainer):
@@ -71,13 +71,10 @@ class RunTrainer(Trainer):
 
     def losses(self) -> dict[str, float]:
         """The loss on every text as the model stands, in nats per token."""
+        assert self.model is not None
+        batch, autocast = self.args.per_device_eval_batch_size, bool(self.args.bf16)
         return {
-            name: loss_on(
-                self.model,
-                blocks,
-                batch=self.args.per_device_eval_batch_size,
-                autocast=bool(self.args.bf16),
-            )
+            name: loss_on(self.model, blocks, batch=batch, autocast=autocast)
             for name, blocks in self.texts.items()
         }
 
@@ -93,7 +90,7 @@ class RunTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, step = Path(self.args.output_dir), self.state.global_step
+        run, step = Path(str(self.args.output_dir)), self.state.global_step
         # The parent writes wherever `_get_output_dir` says: into the staging folder.
         self._staging = staging_folder(run, step)
         try:

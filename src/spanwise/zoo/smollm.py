@@ -5,6 +5,7 @@ import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from spanwise.datasets import cache_folder
 
@@ -48,7 +49,7 @@ def _convert(source: Path, folder: Path) -> None:
     logging.getLogger(__name__).info("converting SmolLM2-135M once into %s", folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=_FILE, dtype=torch.float32
         ).to(torch.bfloat16)
