@@ -58,9 +58,10 @@ def main(argv: list[str]) -> int:
     experiment = reproductions.load(slug)
     preset = "quick" if "--quick" in argv else "full" if "--full" in argv else "default"
     settings = experiment.PRESETS[preset]
+    flat: Any = Annotated[experiment.Settings, tyro.conf.arg(name="")]
     options = dataclasses.make_dataclass(
         "Options",
-        [("settings", Annotated[type(settings), tyro.conf.arg(name="")], settings)],
+        [("settings", flat, settings)],
         bases=(ReproduceOptions,),
         frozen=True,
         kw_only=True,

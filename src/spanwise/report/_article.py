@@ -121,9 +121,10 @@ def _preset(result: Result) -> str:
 
 def _spread(rows: Sequence[Row], arm: str, name: str, metric: Metric) -> str:
     """Mean ± standard deviation, both to the digit that the deviation makes doubtful."""
-    values = [row.get(name) for row in rows if row["arm"] == arm]
-    if not values or any(v is None for v in values):
-        return "diverged" if values else "—"
+    mine = [row.get(name) for row in rows if row["arm"] == arm]
+    values = [float(value) for value in mine if value is not None]
+    if not mine or len(values) < len(mine):
+        return "diverged" if mine else "—"
     mean = math.fsum(values) / len(values)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     if metric.unit == "B" or not spread:

@@ -1,6 +1,5 @@
 """One page for a folder of results, which compares only what may be compared."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from spanwise.report._blocks import (
     format_value,
 )
 from spanwise.report._page import write_page
-from spanwise.report._result import FORMAT, Result, compare
+from spanwise.report._result import FORMAT, Result, compare, group_equal
+from spanwise.report._trainings import find_trainings, training_cards
 
 Draw = Callable[[Result, Path], Sequence[Figure]]
 
@@ -29,13 +29,14 @@ def build_gallery(
     figures: Draw | None = None,
     title: str = "What reproduced",
 ) -> Path:
-    """Write one self-contained page about every result under a folder.
+    """Write one self-contained page about every result and training run under a folder.
 
-    Results of the same experiment are put side by side only if data and settings are equal;
+    Runs of the same experiment are put side by side only if data and settings are equal;
     otherwise the page says what differs.
 
     Args:
-        folder: Searched for result files, `*.json`, at any depth.
+        folder: Searched at any depth for result files, `*.json`, and for folders of
+            `spanwise train`.
         out: The page; by default `index.html` in the folder.
         figures: Draws a result's figures; gets the result and its file. By default the .svg or
             .png of the same name beside the file.
@@ -48,8 +49,8 @@ def build_gallery(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(2, "No such folder of results", str(folder))
-    found = find_results(folder)
-    if not found:
+    found, trainings = find_results(folder), find_trainings(folder)
+    if not found and not trainings:
         raise ValueError(
             f"{folder} holds no results. Make one: spanwise reproduce galore2 --out {folder}"
         )
@@ -66,17 +67,18 @@ def build_gallery(
             anchor = slug if index == 0 else f"{slug}-{index + 1}"
             cards.append(article(result, draw(result, path), anchor=anchor))
             links.append((anchor, result.title, result.verdict.outcome, result.claim))
-    count = len(found)
+    cards += training_cards(trainings, folder)
     lead = (
         "Each experiment fixed in advance what had to be true, tuned every arm alike, and was "
         "judged on seeds that had tuned nothing."
     )
-    blocks: list[Block] = [Text(lead, lead=True)]
-    if count > 1:
+    blocks: list[Block] = [Text(lead, lead=True)] if found else []
+    if len(found) > 1:
         blocks.append(Index(links))
+    count = len(found) + len(trainings)
     footer = (
         f"{count} result{'s' * (count != 1)}. Made by `spanwise report`; the JSON files beside "
-        "it hold every run."
+        "this page hold every number."
     )
     return write_page(out or folder / "index.html", title, [*blocks, *cards], footer=footer)
 
@@ -89,12 +91,10 @@ def find_results(folder: Path) -> list[tuple[Path, Result]]:
     """
     found = []
     for path in sorted(folder.rglob("*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError):
-            continue
-        if isinstance(data, dict) and data.get("format") == FORMAT:
-            found.append((path, Result.load(path)))
+        # The format is a result's first key; other files, some of them large, stay unread.
+        with path.open("rb") as file:
+            if f'"format": "{FORMAT}"'.encode() in file.read(100):
+                found.append((path, Result.load(path)))
     order = {"default": 0, "full": 1, "quick": 2}
     return sorted(found, key=lambda f: (f[1].slug, order.get(f[1].preset, 3), str(f[0])))
 
@@ -111,31 +111,23 @@ def saved_figure(result: Result, path: Path) -> list[Figure]:
 def side_by_side(results: Sequence[Result], paths: Sequence[Path], folder: Path) -> Section:
     """A card that compares runs of one experiment, and says which it refuses to compare."""
     slug = results[0].slug
-    names = [str(path.relative_to(folder).with_suffix("")) for path in paths]
-    equal: list[list[int]] = []
-    for index, result in enumerate(results):
-        for group in equal:
-            if not results[group[0]].unequal_inputs(result):
-                group.append(index)
-                break
-        else:
-            equal.append([index])
+    names = {
+        id(result): path.relative_to(folder).with_suffix("").as_posix()
+        for result, path in zip(results, paths, strict=True)
+    }
+    groups = group_equal(results)
     blocks: list[Block] = []
-    for group in equal:
+    for group in groups:
         if len(group) > 1:
-            blocks += _comparison([results[i] for i in group], [names[i] for i in group])
-    if len(equal) > 1:
-        first = equal[0][0]
-        blocks.append(Text("Not compared, because their inputs are not equal:"))
-        blocks.append(
-            Bullets(
-                [
-                    f"`{names[first]}` and `{names[group[0]]}`: "
-                    f"{'; '.join(results[first].unequal_inputs(results[group[0]]))}."
-                    for group in equal[1:]
-                ]
-            )
-        )
+            blocks += _comparison(group, [names[id(result)] for result in group])
+    if len(groups) > 1:
+        first = groups[0][0]
+        reasons = [
+            f"`{names[id(first)]}` and `{names[id(group[0])]}`: "
+            f"{'; '.join(first.unequal_inputs(group[0]))}."
+            for group in groups[1:]
+        ]
+        blocks += [Text("Not compared, because their inputs are not equal:"), Bullets(reasons)]
     return Section(f"{len(results)} runs of {slug}", blocks)
 
 

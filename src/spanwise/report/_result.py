@@ -3,16 +3,26 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from spanwise.report._verdict import Check, Verdict
 
 FORMAT = "spanwise-result"
 VERSION = 1
 
+
+class HasInputs(Protocol):
+    """A run that knows when it may be compared."""
+
+    def unequal_inputs(self, other: Any) -> list[str]:
+        """Why two runs may not be compared; empty if they may."""
+        ...
+
+
+T = TypeVar("T", bound=HasInputs)
 Row = Mapping[str, Any]
 """One line of a table of runs."""
 
@@ -194,12 +204,24 @@ def compare(results: Iterable[Result], metric: str | None = None) -> dict[str, l
     return {arm: [arm_mean(r.rows, arm, metric) for r in results] for arm in first.arms}
 
 
+def group_equal(items: Sequence[T]) -> list[list[T]]:
+    """Runs in sets whose inputs are equal, in the order of their first members."""
+    groups: list[list[T]] = []
+    for item in items:
+        for group in groups:
+            if not group[0].unequal_inputs(item):
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return groups
+
+
 def arm_mean(rows: Iterable[Row], arm: str, metric: str) -> float | None:
     """Mean of a column over the rows of an arm; None if a value is missing."""
     values = [row.get(metric) for row in rows if row["arm"] == arm]
-    if not values or any(v is None for v in values):
-        return None
-    return math.fsum(values) / len(values)
+    known = [float(value) for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
@@ -210,8 +232,8 @@ def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 
 def _settings(settings: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        settings = dataclasses.asdict(settings)
-    return _plain(dict(settings))
+        return _plain(dataclasses.asdict(settings))
+    return _plain(settings)
 
 
 def _plain(value: Any) -> Any:

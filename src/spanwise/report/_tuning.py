@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spanwise.report._result import Row
+from spanwise.report._result import Row, arm_mean
 
 Evaluate = Callable[[Sequence[dict[str, Any]]], Sequence[Row]]
 
@@ -63,9 +63,9 @@ def tune(
         found = [{**cell, **row} for cell, row in zip(cells, evaluate(cells), strict=True)]
         rows += found
         for arm, rate in todo:
-            mine = [f[metric] for f in found if f["arm"] == arm and f["rate"] == rate]
-            finite = all(v is not None and math.isfinite(v) for v in mine)
-            losses[arm, rate] = math.fsum(mine) / len(mine) if finite else math.inf
+            mine = [f for f in found if f["arm"] == arm and f["rate"] == rate]
+            mean = arm_mean(mine, arm, metric)
+            losses[arm, rate] = mean if mean is not None and math.isfinite(mean) else math.inf
         best = {arm: min(grids[arm], key=lambda r, a=arm: losses[a, r]) for arm in arms}
         edges = [arm for arm in arms if best[arm] in (grids[arm][0], grids[arm][-1])]
         todo = []

@@ -19,8 +19,9 @@ def draw_rates(ax: "Axes", result: Result) -> None:
     for index, (arm, label) in enumerate(result.arms.items()):
         points = [(r, v) for r in rates if (v := rate_mean(result.sweep, arm, r)) is not None]
         # Curves may lie on each other: the wide pale one shows below the thin one.
-        style = {"linewidth": 6, "alpha": 0.45} if index == 1 else {"zorder": 3}
-        ax.plot(*zip(*points, strict=True), color=PALETTE[index], label=label, **style)
+        width, alpha = (6.0, 0.45) if index == 1 else (2.0, 1.0)
+        x, y = zip(*points, strict=True)
+        ax.plot(x, y, color=PALETTE[index], label=label, linewidth=width, alpha=alpha)
         best = result.chosen[arm]
         ax.plot(best, dict(points)[best], "o", color=PALETTE[index], markersize=8, zorder=5)
     ax.set_xscale("log")
