@@ -5,7 +5,7 @@ compares several. Vectors are columns: what acts on `x` expects `(*batch, d, k)`
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,7 @@ class Subspace:
         rank: int | None = None,
         energy: float | None = None,
         side: Side = "output",
-    ) -> Self:
+    ) -> "Subspace":
         """The leading singular directions of a matrix.
 
         Args:
@@ -107,7 +107,7 @@ class Subspace:
         batch: tuple[int, ...] = (),
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> Self:
+    ) -> "Subspace":
         """A uniformly random subspace; the same one every time unless `generator` moves on."""
         return cls(
             bases.random_basis(d, r, generator=generator, batch=batch, dtype=dtype, device=device)
@@ -134,7 +134,7 @@ class Subspace:
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Self:
+    ) -> "Subspace":
         """The same on another device or in another dtype; a coarser dtype rounds the basis."""
         basis, values, mean = (
             None if t is None else t.to(device=device, dtype=dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -118,18 +118,18 @@ class Atlas:
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Self:
+    ) -> "Atlas":
         """The same on another device or in another dtype."""
         return self.map(lambda subspace: subspace.to(device, dtype))
 
-    def map(self, change: Callable[[Subspace], Subspace]) -> Self:
+    def map(self, change: Callable[[Subspace], Subspace]) -> "Atlas":
         """The same entries with every distinct subspace changed once."""
         changed = {id(subspace): change(subspace) for subspace in self.subspaces}
         return type(self)(
             (replace(entry, subspace=changed[id(entry.subspace)]) for entry in self), self.metadata
         )
 
-    def select(self, keep: Callable[[Entry], bool]) -> Self:
+    def select(self, keep: Callable[[Entry], bool]) -> "Atlas":
         """The entries that `keep` says yes to."""
         return type(self)(filter(keep, self), self.metadata)
 
@@ -180,7 +180,7 @@ class Atlas:
         return save(self, Path(path), dtype)
 
     @classmethod
-    def load(cls, path: str | Path, base: Weights | None = None) -> Self:
+    def load(cls, path: str | Path, base: Weights | None = None) -> "Atlas":
         """Read an atlas.
 
         Args:

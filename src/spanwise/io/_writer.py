@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -95,7 +94,7 @@ class ShardedWriter(AbstractContextManager["ShardedWriter"]):
         self._names: set[str] = set()
         self._total = self._filled = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardedWriter":
         self.staging = self._folder.__enter__()
         return self
 
