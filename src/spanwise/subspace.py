@@ -4,6 +4,7 @@ Every method of the library finds one of these, confines work to one, keeps out 
 compares several. Vectors are columns: what acts on `x` expects `(*batch, d, k)`, or `(d,)`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,8 @@ from spanwise.layouts import Side
 from spanwise.linalg import bases, svd
 
 Metric = Literal["chordal", "geodesic", "projection"]
+Vectors = Float[Tensor, "*batch d k"] | Float[Tensor, " d"]
+Coordinates = Float[Tensor, "*batch r k"] | Float[Tensor, " r"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,19 +146,19 @@ class Subspace:
         assert basis is not None
         return replace(self, basis=basis, values=values, mean=mean)
 
-    def project(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
+    def project(self, x: Vectors) -> Vectors:
         """The part of `x` inside: U U^T x."""
         return _on_columns(lambda c: bases.project(self.basis, c), x)
 
-    def reject(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
+    def reject(self, x: Vectors) -> Vectors:
         """The part of `x` outside: x - U U^T x."""
         return _on_columns(lambda c: bases.reject(self.basis, c), x)
 
-    def coordinates(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch r k"]:
+    def coordinates(self, x: Vectors) -> Coordinates:
         """U^T x."""
         return _on_columns(lambda c: bases.coordinates(self.basis, c), x)
 
-    def lift(self, c: Float[Tensor, "*batch r k"]) -> Float[Tensor, "*batch d k"]:
+    def lift(self, c: Coordinates) -> Vectors:
         """U c, the vector with coordinates `c`."""
         return _on_columns(lambda column: bases.lift(self.basis, column), c)
 
@@ -216,11 +219,11 @@ class Complement:
         """Dimension of the complement: d - r."""
         return self.subspace.dim - self.subspace.rank
 
-    def project(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
+    def project(self, x: Vectors) -> Vectors:
         """The part of `x` outside the subspace."""
         return self.subspace.reject(x)
 
-    def reject(self, x: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
+    def reject(self, x: Vectors) -> Vectors:
         """The part of `x` inside the subspace."""
         return self.subspace.project(x)
 
@@ -268,5 +271,5 @@ def check_energy(energy: float) -> None:
         raise ValueError(f"energy must be a share in (0, 1], got {energy!r}.")
 
 
-def _on_columns(act, x: Tensor) -> Tensor:
+def _on_columns(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return act(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 1 else act(x)

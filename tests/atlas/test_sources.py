@@ -73,7 +73,7 @@ def test_delta_energy_and_rank(llama):
 def test_delta_streams_over_sharded_folders(llama, tmp_path):
     tuned, _ = moved(llama, 2)
     for name, model in (("old", llama), ("new", tuned)):
-        with ShardedWriter(tmp_path / name, max_shard_bytes=20_000) as writer:
+        with ShardedWriter(tmp_path / name, max_shard_bytes=2e4) as writer:
             for key, p in model.named_parameters():
                 writer.add(key, p.detach())
     assert len(list((tmp_path / "old").glob("*.safetensors"))) > 1

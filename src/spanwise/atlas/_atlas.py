@@ -194,7 +194,7 @@ class Atlas:
         """
         from spanwise.atlas._storage import load
 
-        return load(cls, Path(path), base)
+        return load(Path(path), base)
 
     def check_base(self, base: Weights) -> None:
         """Raise `ValueError` unless the atlas was made from these weights."""

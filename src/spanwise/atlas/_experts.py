@@ -5,7 +5,7 @@ its forward runs, a function mode watches for products with one of its parameter
 the weight tells the expert, the other factor holds the tokens that were routed to it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ UNSEEN = (
 @contextmanager
 def watch_experts(
     model: nn.Module, maps: Sequence[LinearMap], recorder: "Recorder"
-) -> Iterator[None]:
+) -> Generator[None]:
     """Record the products of every experts module in `maps` while the context lasts.
 
     transformers' grouped kernels are switched to the eager loop meanwhile: the same numbers,

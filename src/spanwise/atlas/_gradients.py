@@ -1,6 +1,6 @@
 """Atlas of a loss's gradients: the directions along which training would move each map."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,7 +127,7 @@ def _check_loss(value: Any, batch: int) -> None:
 
 
 @contextmanager
-def _requiring_grad(maps: Sequence[LinearMap]) -> Iterator[None]:
+def _requiring_grad(maps: Sequence[LinearMap]) -> Generator[None]:
     """Frozen weights have gradients too, while this lasts."""
     before = [found.parameter.requires_grad for found in maps]
     try:

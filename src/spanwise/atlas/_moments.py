@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spanwise.subspace import Subspace, energy_rank
@@ -39,7 +39,7 @@ class Moments:
 
     total: Float[Tensor, "*batch n n"]
     sum: Float[Tensor, "*batch n"]
-    count: Float[Tensor, "*batch"]
+    count: Int[Tensor, "*batch"]
 
     @classmethod
     def zeros(

@@ -1,6 +1,6 @@
 """Forward hooks that sum second moments while data streams through a model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ class Recorder:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Evaluation mode inside; every module's own mode restored after."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

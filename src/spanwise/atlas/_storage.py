@@ -12,27 +12,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import spanwise
 from spanwise.atlas._entry import Entry
-from spanwise.atlas._weights import weights_digest
+from spanwise.atlas._weights import Weights, weights_digest
 from spanwise.errors import CorruptFileError
 from spanwise.linalg.bases import orthonormalize
 from spanwise.subspace import Subspace
 
 if TYPE_CHECKING:
     from spanwise.atlas._atlas import Atlas
-    from spanwise.atlas._weights import Weights
 
 FORMAT = "spanwise-atlas"
 VERSION = 1
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-A = TypeVar("A", bound="Atlas")
 
 
 def file_bytes(atlas: "Atlas", dtype: torch.dtype | None = None) -> int:
@@ -71,8 +68,9 @@ def save(atlas: "Atlas", path: Path, dtype: torch.dtype | None = None) -> Path:
     return path
 
 
-def load(cls: type[A], path: Path, base: "Weights | None" = None) -> A:
+def load(path: Path, base: Weights | None = None) -> "Atlas":
     """Read an atlas and check every bit of it."""
+    from spanwise.atlas._atlas import Atlas
     from spanwise.io import open_tensors
 
     reader = open_tensors(path)
@@ -100,7 +98,7 @@ def load(cls: type[A], path: Path, base: "Weights | None" = None) -> A:
             subspaces[key] = _subspace(key, tensors)
         row.update(shape=tuple(row["shape"]), aliases=tuple(row["aliases"]))
         entries.append(Entry(subspace=subspaces[key], **row))
-    atlas = cls(entries, json.loads(metadata["atlas"]))
+    atlas = Atlas(entries, json.loads(metadata["atlas"]))
     if base is not None:
         check_base(atlas, base)
     return atlas
@@ -124,7 +122,7 @@ def check_base(atlas: "Atlas", base: "Weights") -> None:
     if found != recorded:
         raise ValueError(
             f"the atlas belongs to another base: it was made from weights {recorded[:12]}..., "
-            f"these are {str(found)[:12]}.... Extract an atlas from this model, or load without "
+            f"these are {found[:12]}.... Extract an atlas from this model, or load without "
             "base to use it all the same."
         )
 
