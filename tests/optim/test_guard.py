@@ -437,6 +437,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="guarded already"):
             guard(optimizer, avoid=atlas)
 
+    @pytest.mark.bad_input
     def test_something_that_is_no_optimizer(self):
         with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got int"):
             guard(3, avoid=make_atlas(("output",)))

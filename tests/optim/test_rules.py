@@ -33,6 +33,7 @@ def test_fused_equals_torch_adamw_bitwise(wd):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow  # the typed run would compile every check as well
 @pytest.mark.parametrize("wd", [0.0, 0.1])
 def test_compiled_foreach_equals_fused(wd):
     compiled = torch.compile(adam_, backend="eager")

@@ -3,12 +3,13 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spanwise.atlas import Atlas
 from spanwise.layouts import Layout, layout_of, stored_matrix
 from spanwise.optim._constraint import BiasRule
 from spanwise.optim._constraints import Constraints, merge_names
@@ -25,9 +26,6 @@ from spanwise.optim._groups import (
 )
 from spanwise.optim._report import OptimizerReport, build_report
 
-if TYPE_CHECKING:
-    from spanwise.atlas import Atlas
-
 
 class GroupedOptimizer(Optimizer):
     """Groups with and without a rank, each parameter by name, held to its constraint.
@@ -43,8 +41,8 @@ class GroupedOptimizer(Optimizer):
         params: Iterable[Any],
         defaults: dict[str, Any],
         *,
-        avoid: "Atlas | None" = None,
-        within: "Atlas | None" = None,
+        avoid: Atlas | None = None,
+        within: Atlas | None = None,
         bias: BiasRule = "freeze",
         seed: int = 0,
         on_nonfinite: str = "keep",
@@ -149,8 +147,8 @@ class GroupedOptimizer(Optimizer):
     def set_constraints(
         self,
         *,
-        avoid: "Atlas | None" = None,
-        within: "Atlas | None" = None,
+        avoid: Atlas | None = None,
+        within: Atlas | None = None,
         bias: BiasRule = "freeze",
     ) -> None:
         """Replace what updates avoid and stay within; every basis is redrawn at the next step."""

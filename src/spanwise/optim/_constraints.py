@@ -3,16 +3,13 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from spanwise.atlas import Atlas, Entry
 from spanwise.layouts import Side, is_transposed, stored_matrix, strip_prefixes
 from spanwise.optim._constraint import BiasRule, Constraint, SideConstraint, weight_constraint
-
-if TYPE_CHECKING:
-    from spanwise.atlas import Atlas, Entry
 
 
 @dataclass
@@ -46,8 +43,8 @@ class Constraints:
     def resolve(
         cls,
         named: Iterable[tuple[str, Tensor]],
-        avoid: "Atlas | None",
-        within: "Atlas | None",
+        avoid: Atlas | None,
+        within: Atlas | None,
         *,
         bias: BiasRule = "freeze",
     ) -> "Constraints":
@@ -102,7 +99,7 @@ class Constraints:
         self,
         name: str,
         p: Tensor,
-        found: "dict[str, dict[Side, Entry]]",
+        found: dict[str, dict[Side, Entry]],
         table: dict[str, Tensor],
         bias: BiasRule,
     ) -> None:
@@ -139,7 +136,7 @@ class Constraints:
             )
 
 
-def _entries_for(atlas: "Atlas", name: str) -> "dict[Side, Entry]":
+def _entries_for(atlas: Atlas, name: str) -> dict[Side, Entry]:
     entries = atlas.get(name)
     if entries or _lora_factor(name) is None:
         return entries
@@ -164,7 +161,7 @@ def _check_lora_start(name: str, p: Tensor, constraint: Constraint) -> None:
         )
 
 
-def _check_fit(name: str, p: Tensor, entry: "Entry", word: str) -> None:
+def _check_fit(name: str, p: Tensor, entry: Entry, word: str) -> None:
     if _lora_factor(name) is not None:
         return
     if tuple(entry.shape) != tuple(p.shape):
@@ -175,7 +172,7 @@ def _check_fit(name: str, p: Tensor, entry: "Entry", word: str) -> None:
     stored_matrix(p.detach(), entry.layout)
 
 
-def _no_match(word: str, atlas: "Atlas", names: list[str]) -> str:
+def _no_match(word: str, atlas: Atlas, names: list[str]) -> str:
     first = next(iter(atlas)).name if len(atlas) else "nothing"
     shown = names[0] if names else "none"
     return (
@@ -187,7 +184,7 @@ def _no_match(word: str, atlas: "Atlas", names: list[str]) -> str:
 
 
 @torch.no_grad()
-def project_lora_(model: torch.nn.Module, avoid: "Atlas") -> int:
+def project_lora_(model: torch.nn.Module, avoid: Atlas) -> int:
     """Project every fresh LoRA factor A of `model` off `avoid`'s input directions, in place.
 
     With B = 0 the model's function does not change. Returns the number of factors projected.

@@ -1,16 +1,14 @@
 """The guard for optimizers that are not ours: AdamW, SGD, Muon, any `torch.optim.Optimizer`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spanwise.atlas import Atlas
 from spanwise.optim._constraint import BiasRule, Constraint
 from spanwise.optim._constraints import Constraints, merge_names
-
-if TYPE_CHECKING:
-    from spanwise.atlas import Atlas
 
 
 class Guard:
@@ -66,8 +64,8 @@ class Guard:
 
 def guard(
     optimizer: Optimizer,
-    avoid: "Atlas | None" = None,
-    within: "Atlas | None" = None,
+    avoid: Atlas | None = None,
+    within: Atlas | None = None,
     model: nn.Module | None = None,
     *,
     bias: BiasRule = "freeze",

@@ -2,19 +2,17 @@
 
 import difflib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from spanwise.atlas import Atlas
 from spanwise.layouts import strip_prefixes
 from spanwise.optim._groups import param_groups
 from spanwise.optim._guard import guard
 from spanwise.optim.galore import GaLore
-
-if TYPE_CHECKING:
-    from spanwise.atlas import Atlas
 
 
 class MuonWithAdamW(Optimizer):
@@ -130,8 +128,8 @@ def build_optimizer(
     *,
     lr: float,
     rank: int | None = None,
-    avoid: "Atlas | None" = None,
-    within: "Atlas | None" = None,
+    avoid: Atlas | None = None,
+    within: Atlas | None = None,
     **options: Any,
 ) -> Optimizer:
     """An optimizer for all trainable parameters of `model`, guarded if an atlas is given.

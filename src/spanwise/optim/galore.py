@@ -1,13 +1,11 @@
 """GaLore: Adam on a low-rank projection of every weight matrix's gradient."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from spanwise.atlas import Atlas
 from spanwise.optim._constraint import BiasRule
 from spanwise.optim._engine import SubspaceOptimizer
-
-if TYPE_CHECKING:
-    from spanwise.atlas import Atlas
 
 
 class GaLore(SubspaceOptimizer):
@@ -82,8 +80,8 @@ class GaLore(SubspaceOptimizer):
         clamp_rank: bool = False,
         on_nonfinite: str = "keep",
         seed: int = 0,
-        avoid: "Atlas | None" = None,
-        within: "Atlas | None" = None,
+        avoid: Atlas | None = None,
+        within: Atlas | None = None,
         bias: BiasRule = "freeze",
         compat: str | None = None,
     ) -> None:
