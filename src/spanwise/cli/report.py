@@ -23,7 +23,7 @@ class ReportOptions:
     """Folder of results, searched at any depth."""
     out: Path | None = None
     """The page; by default index.html in the folder."""
-    title: str = "What reproduced"
+    title: str | None = None
     """Headline of the page."""
 
 

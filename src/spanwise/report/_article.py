@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def _preset(result: Result) -> str:
-    return {"default": "committed size", "quick": "quick run", "full": "full run"}.get(
+    return {"default": "default run", "quick": "quick run", "full": "full run"}.get(
         result.preset, result.preset
     )
 
@@ -155,16 +155,18 @@ def _criterion(result: Result) -> list[Block]:
 
 def _runs(result: Result) -> list[Block]:
     """Every row of the sweep and of the fresh seeds."""
+    arms = list(result.arms)
+
+    def order(row: Row) -> tuple[int, float, int]:
+        return arms.index(row["arm"]), row.get("rate") or 0.0, row["seed"]
+
     blocks: list[Block] = []
     for rows, caption in (
         (result.rows, "Fresh seeds, which judge."),
         (result.sweep, "Runs that chose the settings."),
     ):
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        body = [
-            [_entry(result, key, row) for key in keys]
-            for row in sorted(rows, key=lambda r: list(result.arms).index(r["arm"]))
-        ]
+        body = [[_entry(result, key, row) for key in keys] for row in sorted(rows, key=order)]
         if body:
             heads = [_head(result, key) for key in keys]
             blocks.append(Table(heads, body, caption=caption))
@@ -183,6 +185,8 @@ def _entry(result: Result, key: str, row: Row) -> str:
         return result.arms.get(value, value)
     if value is None:
         return "diverged" if key in result.metrics else "—"
+    if isinstance(value, float) and key in result.metrics:
+        return f"{value:#.4g}"  # zeros at the end included, so that columns line up
     return format_value(value, "B" if key.endswith("_bytes") else "")
 
 

@@ -27,7 +27,7 @@ def build_gallery(
     out: str | Path | None = None,
     *,
     figures: Draw | None = None,
-    title: str = "What reproduced",
+    title: str | None = None,
 ) -> Path:
     """Write one self-contained page about every result and training run under a folder.
 
@@ -40,7 +40,7 @@ def build_gallery(
         out: The page; by default `index.html` in the folder.
         figures: Draws a result's figures; gets the result and its file. By default the .svg or
             .png of the same name beside the file.
-        title: Headline.
+        title: Headline; by default a question that the results answer.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -66,7 +66,10 @@ def build_gallery(
         for index, (path, result) in enumerate(members):
             anchor = slug if index == 0 else f"{slug}-{index + 1}"
             cards.append(article(result, draw(result, path), anchor=anchor))
-            links.append((anchor, result.title, result.verdict.outcome, result.claim))
+            where = f"Another run: `{_name(path, folder)}`."
+            links.append(
+                (anchor, result.title, result.verdict.outcome, where if index else result.claim)
+            )
     cards += training_cards(trainings, folder)
     lead = (
         "Each experiment fixed in advance what had to be true, tuned every arm alike, and was "
@@ -80,6 +83,7 @@ def build_gallery(
         f"{count} result{'s' * (count != 1)}. Made by `spanwise report`; the JSON files beside "
         "this page hold every number."
     )
+    title = title or ("Does it reproduce?" if found else "Training runs")
     return write_page(out or folder / "index.html", title, [*blocks, *cards], footer=footer)
 
 
@@ -111,10 +115,7 @@ def saved_figure(result: Result, path: Path) -> list[Figure]:
 def side_by_side(results: Sequence[Result], paths: Sequence[Path], folder: Path) -> Section:
     """A card that compares runs of one experiment, and says which it refuses to compare."""
     slug = results[0].slug
-    names = {
-        id(result): path.relative_to(folder).with_suffix("").as_posix()
-        for result, path in zip(results, paths, strict=True)
-    }
+    names = {id(r): _name(path, folder) for r, path in zip(results, paths, strict=True)}
     groups = group_equal(results)
     blocks: list[Block] = []
     for group in groups:
@@ -136,7 +137,7 @@ def _comparison(results: Sequence[Result], names: Sequence[str]) -> list[Block]:
     _, metric = next(iter(results[0].metrics.items()))
     unit = f" in {metric.unit}" if metric.unit not in ("", "B") else ""
     rows = [
-        [results[0].arms[arm], *(format_value(v, metric.unit) for v in values)]
+        [results[0].arms[arm], *(_fixed(v, metric.unit) for v in values)]
         for arm, values in compare(results).items()
     ]
     times = ["wall time", *(duration(r.wall_seconds) for r in results)]
@@ -144,3 +145,12 @@ def _comparison(results: Sequence[Result], names: Sequence[str]) -> list[Block]:
         Text(f"Same data and settings; mean {metric.label}{unit} on the fresh seeds."),
         Table(["arm", *names], [*rows, times]),
     ]
+
+
+def _fixed(value: float | None, unit: str) -> str:
+    """A number whose column lines up: four digits, zeros at the end included."""
+    return format_value(value, unit) if value is None or unit == "B" else f"{value:#.4g}"
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
