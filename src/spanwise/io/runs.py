@@ -131,9 +131,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        outcome = (
-            "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "error"
-        )
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        outcome = "done" if kind is None else "interrupted" if stopped else "error"
         self.event({"event": outcome})
 
 
