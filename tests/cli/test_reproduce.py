@@ -10,6 +10,7 @@ import yaml
 
 from spanwise import reproductions
 from spanwise.cli import main, reproduce
+from spanwise.cli._shared import Terminal
 from spanwise.report import Check, Metric, Panel, Result, Verdict
 
 
@@ -155,10 +156,13 @@ def test_report_on_an_empty_folder_is_one_line(tmp_path, capsys):
     assert "holds no results" in capsys.readouterr().err
 
 
-class Terminal:
+class Listener(Terminal):
     """Records what it is told."""
 
+    interactive = False
+
     def __init__(self, interactive):
+        super().__init__()
         self.interactive, self.lines = interactive, []
 
     def live(self, text):
@@ -166,7 +170,7 @@ class Terminal:
 
 
 def test_a_pipe_gets_few_lines_and_a_terminal_all():
-    pipe, terminal = Terminal(False), Terminal(True)
+    pipe, terminal = Listener(False), Listener(True)
     for stream in (pipe, terminal):
         line = reproduce.ProgressLine(stream)
         for done in range(11):

@@ -118,6 +118,7 @@ def test_a_row_of_the_wrong_length_is_refused():
         Table(["a", "b"], [["only"]])
 
 
+@pytest.mark.bad_input
 def test_an_unknown_outcome_is_refused():
     with pytest.raises(ValueError, match="outcome"):
         VerdictMark("perhaps")

@@ -73,6 +73,7 @@ def test_what_holds_cannot_point_the_wrong_way():
         check(True, False)
 
 
+@pytest.mark.bad_input
 def test_an_unknown_outcome_is_refused():
     with pytest.raises(ValueError, match="outcome must be one of"):
         Verdict(outcome="probably", reason="")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from spanwise.report._verdict import OUTCOMES, Outcome
 
@@ -22,6 +22,7 @@ MARKS: dict[str, tuple[str, str]] = {
 """Outcome -> CSS class and a sign, so that colour is never the only difference."""
 
 
+@runtime_checkable
 class Block(Protocol):
     """A part of a page."""
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 from spanwise.report._worker import source_digest
 
@@ -33,6 +33,7 @@ _THREADS = (
 )
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called in the main process whenever something changed, and once a second."""
 
@@ -108,7 +109,7 @@ class Workers:
         self._children: list[_Child] = []
         self._start = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:

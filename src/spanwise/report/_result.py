@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from spanwise.report._verdict import Check, Verdict
 
@@ -14,6 +14,7 @@ FORMAT = "spanwise-result"
 VERSION = 1
 
 
+@runtime_checkable
 class HasInputs(Protocol):
     """A run that knows when it may be compared."""
 
