@@ -467,10 +467,20 @@ def test_a_side_that_is_too_wide_is_refused_with_the_way_out():
         Atlas.from_activations(model, [])
 
 
-def test_memory_is_predicted_without_running(llama):
-    from spanwise.atlas._activations import activation_bytes
+def test_memory_and_size_are_predicted_without_running(llama):
+    from spanwise.atlas import activation_bytes
 
-    sums, bases = activation_bytes(llama)
+    plan = activation_bytes(llama)
     # Per layer q, k, v, o, gate, up read 16 numbers and down reads 24, float64 sums.
     numbers = 2 * (6 * 16**2 + 24**2)
-    assert (sums, bases) == (8 * numbers, 4 * numbers)
+    assert (plan.activations, plan.sums, plan.file) == (14, 8 * numbers, 4 * numbers)
+    ranked = activation_bytes(llama, rank=3, itemsize=2)
+    assert ranked.file == 2 * 3 * 2 * (6 * 16 + 24)
+
+
+def test_the_prediction_bounds_the_file(llama, ids):
+    from spanwise.atlas import activation_bytes, file_bytes
+
+    atlas = Atlas.from_activations(llama, [{"input_ids": ids}], rank=3)
+    values = sum(s.values.nbytes for s in atlas.subspaces)
+    assert file_bytes(atlas) - values <= activation_bytes(llama, rank=3, itemsize=8).file

@@ -222,3 +222,20 @@ def test_what_cannot_be_saved_is_refused_and_leaves_no_file(path):
     with pytest.raises(ValueError, match="dtype must be one of"):
         tiny_atlas().save(path, torch.int8)
     assert not path.exists()
+
+
+def test_a_file_size_limit_leaves_the_old_file_and_no_rubbish(path):
+    resource = pytest.importorskip("resource")
+    tiny_atlas().save(path)
+    before = path.read_bytes()
+    held = Subspace.random(300, 40)
+    big = Atlas([Entry(name="w", side="input", subspace=held, layout="linear", shape=(4, 300))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            big.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]

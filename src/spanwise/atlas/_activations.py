@@ -5,6 +5,7 @@ D V = 0 then leaves the responses to them unchanged.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,28 +78,51 @@ def record_activations(
     return atlas
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationPlan:
+    """Upper bounds on a recording; maps that share an activation need less."""
+
+    activations: int
+    """Sides of maps to record, each counted by itself."""
+    sums: int
+    """Bytes of the running sums."""
+    file: int
+    """Bytes of the bases, at the given rank or with every direction kept."""
+
+
 def activation_bytes(
     model: nn.Module,
     *,
+    rank: int | None = None,
+    itemsize: int = 4,
     sides: Sequence[Side] = ("input",),
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = ("lm_head",),
     embeddings: bool = False,
-) -> tuple[int, int]:
-    """Upper bounds before anything runs: bytes of the sums, bytes of full-rank float32 bases.
+) -> ActivationPlan:
+    """What `record_activations` would need; `model` may live on the meta device.
 
-    Both count each map by itself; maps that share an activation will need less.
+    Args:
+        model: Where the maps are.
+        rank: As in `record_activations`; None counts every direction.
+        itemsize: Bytes of one stored number.
+        sides: As in `record_activations`.
+        include: As in `record_activations`.
+        exclude: As in `record_activations`.
+        embeddings: As in `record_activations`.
     """
-    sums = bases = 0
+    activations = sums = file = 0
     for found in chosen_maps(model, include, exclude, embeddings=embeddings):
         for side in check_sides(sides):
             if found.kind == "embedding" and side == "input":
                 continue
             batch, m, n = map_dims(found.shape, found.layout)
             dim, experts = (m if side == "output" else n), (batch or (1,))[0]
+            check_dim(found.name, dim)
+            activations += 1
             sums += moment_bytes(dim, experts)
-            bases += 4 * experts * dim * dim
-    return sums, bases
+            file += itemsize * experts * dim * min(dim, rank or dim)
+    return ActivationPlan(activations=activations, sums=sums, file=file)
 
 
 def _check_widths(

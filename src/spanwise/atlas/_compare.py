@@ -56,6 +56,16 @@ class Comparison:
         """What `shared` is for random subspaces: the larger rank over the dimension."""
         return max(self.rank_a, self.rank_b) / self.dim
 
+    @property
+    def mean_angle(self) -> float:
+        """Mean principal angle in degrees, in `[0, 90]`."""
+        return self.angles.double().mean().rad2deg().item()
+
+    @property
+    def random_mean_angle(self) -> float:
+        """The same with random subspaces of the second's rank."""
+        return self.random_angles.double().mean().rad2deg().item()
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for a JSON file."""
         return {
@@ -67,6 +77,8 @@ class Comparison:
             "overlap": self.overlap,
             "expected_overlap": self.expected_overlap,
             "random_overlap": self.random_overlap,
+            "mean_angle": self.mean_angle,
+            "random_mean_angle": self.random_mean_angle,
             "shared": self.shared,
             "expected_shared": self.expected_shared,
             "angles": self.angles.tolist(),
