@@ -4,7 +4,7 @@ The default texts ship with the interpreter (`python_stdlib`, `python_docs`), so
 needs a network.
 """
 
-from spanwise.datasets.builtin import python_docs, python_stdlib
+from spanwise.datasets.builtin import python_docs, python_stdlib, unicode_names
 from spanwise.datasets.load import load, load_text, names
 from spanwise.datasets.resolve import ASSETS, Asset, cache_folder, resolve
 from spanwise.datasets.text import Document, TextData, join
@@ -24,4 +24,5 @@ __all__ = [
     "python_docs",
     "python_stdlib",
     "resolve",
+    "unicode_names",
 ]

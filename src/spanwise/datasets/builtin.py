@@ -1,8 +1,9 @@
-"""Text that every Python installation carries: its own source code and its language manual."""
+"""Text that every Python carries: its source code, its manual, and its table of characters."""
 
 import hashlib
 import sysconfig
 import tokenize
+import unicodedata
 from importlib import import_module
 from pathlib import Path
 
@@ -82,3 +83,21 @@ def python_docs() -> TextData:
             seen.add(text)
             documents.append(Document(text))
     return TextData(name="python-docs", documents=tuple(documents))
+
+
+def unicode_names(*, last: int = 0x2FFF) -> TextData:
+    """The Unicode characters' code points and names, one a line, 64 lines a document.
+
+    About 0.4 MB up to U+2FFF; the interpreter's version of Unicode decides, see the digest.
+
+    Args:
+        last: Highest code point. CJK and Hangul, whose names are mostly numbers, lie above the
+            default.
+    """
+    lines = [
+        f"U+{code:04X} {name}\n"
+        for code in range(last + 1)
+        if (name := unicodedata.name(chr(code), None))
+    ]
+    documents = (Document("".join(lines[i : i + 64])) for i in range(0, len(lines), 64))
+    return TextData(name="unicode-names", documents=tuple(documents))

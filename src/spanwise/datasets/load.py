@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spanwise.datasets.builtin import python_docs, python_stdlib
+from spanwise.datasets.builtin import python_docs, python_stdlib, unicode_names
 from spanwise.datasets.formats import READERS, document_of, read_text_file, suffix_of
 from spanwise.datasets.resolve import ASSETS, nearest, resolve
 from spanwise.datasets.text import Document, TextData, join
@@ -15,6 +15,7 @@ from spanwise.datasets.text import Document, TextData, join
 BUILTIN: dict[str, Callable[[], TextData]] = {
     "python-stdlib": python_stdlib,
     "python-docs": python_docs,
+    "unicode-names": unicode_names,
 }
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?(@[\w.\[\]:%-]+)?")
 
