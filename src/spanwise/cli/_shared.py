@@ -18,8 +18,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOBase
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
@@ -68,9 +69,9 @@ class Terminal:
         self._open_line = 0
 
     @property
-    def stream(self) -> TextIO:
+    def stream(self) -> TextIOBase:
         """Where text for people goes."""
-        return sys.stderr if self.json else sys.stdout
+        return cast(TextIOBase, sys.stderr if self.json else sys.stdout)
 
     @property
     def interactive(self) -> bool:
