@@ -131,7 +131,9 @@ class Terminal:
             table.add_column(Text(name), justify="left" if word else "right", no_wrap=index == 0)
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
-        Console(file=self.stream, no_color="NO_COLOR" in os.environ, highlight=False).print(table)
+        Console(
+            file=cast(Any, self.stream), no_color="NO_COLOR" in os.environ, highlight=False
+        ).print(table)
 
     def result(self, value: Any) -> None:
         """Hand the result to machines: printed as JSON with `--json`, otherwise nothing."""
