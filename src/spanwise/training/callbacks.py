@@ -58,6 +58,7 @@ class Progress(TrainerCallback):
         state_bytes: Called for the bytes of optimizer state held now.
         outside: Called for the share of the update outside the atlas, if there is one.
         baseline: Losses before training, by text, when resuming.
+        latest: Losses at the last evaluation, when resuming.
     """
 
     trainer: "RunTrainer"
@@ -71,6 +72,7 @@ class Progress(TrainerCallback):
         state_bytes: Callable[[], int],
         outside: Callable[[], float] | None = None,
         baseline: dict[str, float] | None = None,
+        latest: dict[str, float] | None = None,
     ) -> None:
         self._run = run
         self._report = report
@@ -78,7 +80,7 @@ class Progress(TrainerCallback):
         self._state_bytes = state_bytes
         self._outside = outside
         self.baseline = dict(baseline or {})
-        self.latest: dict[str, float] = dict(self.baseline)
+        self.latest: dict[str, float] = dict(latest or {})
         self.latest_step = -1
         self.held_bytes = 0
         self.share: float | None = None

@@ -20,11 +20,10 @@ class TextOptions:
     """What is read, and how it is cut."""
 
     data: tuple[str, ...] = ()
-    """Text to learn: files, folders, globs, .jsonl (text | prompt,completion | messages), .csv,
-    .npz, python-stdlib, python-docs, or a name of the datasets library (owner/name)."""
+    """Text to learn: files, folders, globs, python-stdlib, python-docs, or a hub's owner/name.
+    Formats: plain text, .jsonl (text | prompt,completion | messages), .csv, .npz, all also .gz."""
     watch: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=PATH: another text, evaluated along the way but never learned, to see what is being
-    forgotten. Repeatable."""
+    """NAME=PATH of another text, evaluated but never learned, to see what is forgotten."""
     text: str | None = None
     """Column or key that holds the text in --data."""
     label: str | None = None
@@ -61,11 +60,10 @@ class OptimizerOptions:
     method: str = "galore"
     """galore (moments in a subspace of each gradient), or a rival: adamw, muon, sgd."""
     rank: int | None = None
-    """Dimension of each gradient's subspace; a quarter of the model's width by default, as in
-    the GaLore papers. --plan uses it for all methods."""
+    """Dimension of each gradient's subspace; by default a quarter of the width."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-2 (galore), 1e-3 (adamw, muon), 1e-1 (sgd), and a tenth
-    of that for pretrained weights. Worth a sweep: it matters more than the method."""
+    """Peak learning rate. Worth a sweep: it matters more than the method.
+    By default 1e-2 (galore), 1e-3 (adamw, muon), 1e-1 (sgd); a tenth for pretrained weights."""
     plain_lr: float | None = None
     """Peak rate of embeddings, norms and head, which galore leaves to AdamW; lr by default."""
     weight_decay: float = 0.0
@@ -162,8 +160,8 @@ class RecordOptions:
     keep: int = 2
     """Complete checkpoints to keep."""
     alpha: float | Literal["sweep"] | None = None
-    """Keep this fraction of the update when saving, W_s + alpha (W_t - W_s); `sweep` evaluates
-    eleven fractions after one training and draws learned against forgotten."""
+    """Fraction of the update to keep in the saved model, W_s + alpha (W_t - W_s).
+    With sweep: evaluate eleven fractions after one training, draw learned against forgotten."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every"):
@@ -199,9 +197,9 @@ class TrainConfig:
       spanwise train llama-7b --rank 1024 --plan
     """
 
-    model: tyro.conf.Positional[str]
-    """A size with fresh weights (llama-1m, -3m, -10m, -60m, -130m, -350m, -1b, -7b), a
-    transformers folder, or a packaged model (smollm2-135m)."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A transformers folder, a packaged model (smollm2-135m), or a size with fresh weights:
+    llama-1m, llama-3m, llama-10m, llama-60m, llama-130m, llama-350m, llama-1b or llama-7b."""
     texts: Annotated[TextOptions, _Flat] = field(default_factory=TextOptions)
     optimizer: Annotated[OptimizerOptions, _Flat] = field(default_factory=OptimizerOptions)
     schedule: Annotated[ScheduleOptions, _Flat] = field(default_factory=ScheduleOptions)

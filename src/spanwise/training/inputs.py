@@ -16,7 +16,7 @@ from spanwise.datasets import TextData, load_text
 from spanwise.optim import build_optimizer, guard
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, pack
-from spanwise.training.planning import resolve_rank
+from spanwise.training.planning import load_atlas, resolve_rank
 from spanwise.training.trainer import errors_only
 from spanwise.zoo import is_pretrained, load_config, load_model, load_tokenizer
 
@@ -89,12 +89,7 @@ class Atlases:
         loaded: dict[Path, Atlas] = {}
         for path in (options.avoid, options.within, options.measure):
             if path is not None and path not in loaded:
-                if not path.is_file():
-                    raise FileNotFoundError(
-                        f"no atlas at {path}. Make one: spanwise atlas extract {config.model} "
-                        f"--data old.txt --out {path}"
-                    )
-                loaded[path] = Atlas.load(path, base=model)
+                loaded[path] = load_atlas(config, path, base=model)
         shown_path = options.measure or options.avoid or options.within
         shown = loaded[shown_path] if shown_path else None
         return cls(
@@ -168,10 +163,10 @@ def check_shape(config: TrainConfig) -> None:
     """Raise `ValueError` for what the model's shape already rules out, before weights load."""
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank, width = resolve_rank(config, shape.hidden_size), shape.hidden_size
-    if config.optimizer.method == "galore" and rank > width:
+    if config.optimizer.method == "galore" and rank >= width:
         raise ValueError(
-            f"rank = {rank} exceeds the width of {config.model}, {width}: no subspace of its "
-            f"gradients is that large. Try --rank {width // 4}."
+            f"rank = {rank} is not below the width of {config.model}, {width}: there is nothing "
+            f"to project. Try --rank {width // 4}."
         )
     context = getattr(shape, "max_position_embeddings", None)
     if context and config.texts.sequence > context:

@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from spanwise.atlas import Atlas
 from spanwise.optim import METHODS, param_groups, plan_state_bytes
 from spanwise.training.config import TrainConfig
 from spanwise.zoo import load_config
@@ -103,6 +105,21 @@ def resolve_rank(config: TrainConfig, width: int) -> int:
     return config.optimizer.rank or max(1, width // 4)
 
 
+def load_atlas(config: TrainConfig, path: Path, base: nn.Module | None = None) -> Atlas:
+    """An atlas that the options name; `base` is the model it must belong to.
+
+    Raises:
+        FileNotFoundError: If it is missing; the message tells how to make one.
+        ValueError: If it is damaged or belongs to another model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no atlas at {path}. Make one: spanwise atlas extract {config.model} "
+            f"--data old.txt --out {path}"
+        )
+    return Atlas.load(path, base=base)
+
+
 def nbytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers, tied ones once."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -190,14 +207,12 @@ def _atlas_bytes(
     config: TrainConfig, shapes: dict[str, tuple[int, ...]], itemsize: int
 ) -> tuple[int, int, int]:
     """Bytes of atlases obeyed, of one measured with its copy of the start, and of that copy."""
-    from spanwise.atlas import Atlas
-
     options = config.optimizer
-    obeyed = sum(Atlas.load(p).nbytes for p in (options.avoid, options.within) if p)
+    obeyed = sum(load_atlas(config, p).nbytes for p in (options.avoid, options.within) if p)
     shown = options.measure or options.avoid or options.within
     if shown is None:
         return 0, 0, 0
-    atlas = Atlas.load(shown)
+    atlas = load_atlas(config, shown)
     copies = itemsize * sum(
         torch.Size(shape).numel() for name, shape in shapes.items() if atlas.get(name)
     )

@@ -22,6 +22,8 @@ class Start:
     checkpoint: Path | None = None
     baseline: dict[str, float] = field(default_factory=dict)
     """Losses before any training, where an earlier part of the run measured them."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """Losses at the last evaluation before the checkpoint."""
     digests: dict[str, str] = field(default_factory=dict)
     """Of the texts that the earlier part read."""
     notes: tuple[str, ...] = ()
@@ -66,11 +68,12 @@ class Start:
         )
         if checkpoint is None:
             return cls(notes=(*notes, where))
-        evaluations = run.events("eval")
+        evaluations = [e for e in run.events("eval") if e["step"] <= step_of(checkpoint)]
         manifest = run.read_manifest()
         return cls(
             checkpoint=checkpoint,
             baseline=evaluations[0]["losses"] if evaluations else {},
+            latest=evaluations[-1]["losses"] if evaluations else {},
             digests={name: text["sha256"] for name, text in manifest.get("texts", {}).items()},
             notes=(*notes, where),
         )

@@ -103,6 +103,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
             state_bytes=lambda: state_bytes(_bare(trainer.optimizer)),
             outside=_outside(model, atlases),
             baseline=start.baseline,
+            latest=start.latest,
         )
         callbacks: list[TrainerCallback] = [stop, progress]
         if sharding_asked:
