@@ -44,13 +44,23 @@ def on_page_markdown(markdown, page, config, files):
 def on_page_content(content, page, config, files):
     """Equations as MathML."""
 
-    def inline(match):
-        return convert(html.unescape(match[1]))
-
-    def display(match):
-        return convert(html.unescape(match[1]), display="block")
+    def mathml(match, display):
+        # `aligned` is what GitHub and KaTeX know, `align*` what the converter knows.
+        latex = html.unescape(match[1])
+        found = convert(latex.replace("{aligned}", "{align*}"), display=display)
+        return (
+            found.replace("<math ", '<math class="aligned" ', 1) if "{aligned}" in latex else found
+        )
 
     content = re.sub(
-        r'<span class="arithmatex">\\\((.*?)\\\)</span>', inline, content, flags=re.DOTALL
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>',
+        lambda match: mathml(match, "inline"),
+        content,
+        flags=re.DOTALL,
     )
-    return re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', display, content, flags=re.DOTALL)
+    return re.sub(
+        r'<div class="arithmatex">\\\[(.*?)\\\]</div>',
+        lambda match: mathml(match, "block"),
+        content,
+        flags=re.DOTALL,
+    )
