@@ -71,8 +71,8 @@ def orthonormalize(
 
 
 def project(
-    basis: Float[Tensor, "*batch d r"], x: Float[Tensor, "*batch d k"]
-) -> Float[Tensor, "*batch d k"]:
+    basis: Float[Tensor, "*#batch d r"], x: Float[Tensor, "*#batch d k"]
+) -> Float[Tensor, "*#batch d k"]:
     """The part of `x` inside the span of `basis`: U U^T x.
 
     Args:
@@ -90,8 +90,8 @@ def project(
 
 
 def reject(
-    basis: Float[Tensor, "*batch d r"], x: Float[Tensor, "*batch d k"]
-) -> Float[Tensor, "*batch d k"]:
+    basis: Float[Tensor, "*#batch d r"], x: Float[Tensor, "*#batch d k"]
+) -> Float[Tensor, "*#batch d k"]:
     """The part of `x` outside the span of `basis`: x - U U^T x.
 
     Args:
@@ -110,8 +110,8 @@ def reject(
 
 
 def coordinates(
-    basis: Float[Tensor, "*batch d r"], x: Float[Tensor, "*batch d k"]
-) -> Float[Tensor, "*batch r k"]:
+    basis: Float[Tensor, "*#batch d r"], x: Float[Tensor, "*#batch d k"]
+) -> Float[Tensor, "*#batch r k"]:
     """Coordinates U^T x of the part of `x` inside the span of `basis`.
 
     Args:
@@ -126,8 +126,8 @@ def coordinates(
 
 
 def lift(
-    basis: Float[Tensor, "*batch d r"], c: Float[Tensor, "*batch r k"]
-) -> Float[Tensor, "*batch d k"]:
+    basis: Float[Tensor, "*#batch d r"], c: Float[Tensor, "*#batch r k"]
+) -> Float[Tensor, "*#batch d k"]:
     """The vectors U c with coordinates `c`, the inverse of `coordinates` on the subspace.
 
     Args:
@@ -199,8 +199,8 @@ def complement(basis: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch d d-
 
 
 def outside(
-    basis: Float[Tensor, "*batch d r"], blocked: Float[Tensor, "*batch d p"]
-) -> Float[Tensor, "*batch d r"]:
+    basis: Float[Tensor, "*#batch d r"], blocked: Float[Tensor, "*#batch d p"]
+) -> Float[Tensor, "*#batch d r"]:
     """An orthonormal basis of as many columns as `basis`, orthogonal to `blocked`.
 
     Column j is the part of basis[:, j] outside `blocked` and the earlier columns, normalised.
@@ -288,8 +288,8 @@ def intersection(
 
 
 def principal_angles(
-    a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch d s"]
-) -> Float[Tensor, "*batch k"]:
+    a: Float[Tensor, "*#batch d r"], b: Float[Tensor, "*#batch d s"]
+) -> Float[Tensor, "*#batch k"]:
     """Angles between the column spaces of `a` and `b`, smallest first.
 
     Args:
@@ -319,8 +319,8 @@ def principal_angles(
 
 
 def distance(
-    a: Float[Tensor, "*batch d r"], b: Float[Tensor, "*batch d r"], metric: Metric = "chordal"
-) -> Float[Tensor, "*batch"]:
+    a: Float[Tensor, "*#batch d r"], b: Float[Tensor, "*#batch d r"], metric: Metric = "chordal"
+) -> Float[Tensor, "*#batch"]:
     """Distance between two subspaces of one dimension.
 
     Args:

@@ -156,10 +156,10 @@ def top_subspace(
 
 
 def captured_energy(
-    M: Float[Tensor, "*batch m n"],
-    basis: Float[Tensor, "*batch d r"],
+    M: Float[Tensor, "*#batch m n"],
+    basis: Float[Tensor, "*#batch d r"],
     side: MatrixSide = "left",
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "*#batch"]:
     """Share of the squared Frobenius norm of `M` inside the span of `basis`.
 
     Args:
@@ -284,13 +284,13 @@ def _near_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) 
     """
     y = _iterate(M, M @ (sketch / scale), power - 1, scale)
     w = (y / scale).mT @ M
-    return qr((w @ M.mT).mT @ _leading_eigenvectors(w @ w.mT, rank))
+    return torch.linalg.qr((w @ M.mT).mT @ _leading_eigenvectors(w @ w.mT, rank)).Q
 
 
 def _far_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) -> Tensor:
     """Left basis of a tall `M`: passes on the short side, and a half step to the long one."""
     w = M @ (_iterate(M.mT, sketch, power, scale) / scale)
-    return qr(w @ _leading_eigenvectors(w.mT @ w, rank))
+    return torch.linalg.qr(w @ _leading_eigenvectors(w.mT @ w, rank)).Q
 
 
 def _leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
