@@ -77,11 +77,13 @@ def load_text(
     files: list[tuple[str, str]] = []
     for path in paths:
         data = path.read_bytes()
+        if len(paths) > 1 and not data.strip():
+            continue  # an empty `__init__.py` in a folder is no mistake
         read = READERS.get(suffix_of(path), read_text_file)
         documents += read(data, path, text, label)
         files.append((str(path), hashlib.sha256(data).hexdigest()))
     if not documents:
-        raise ValueError(f"{name}: {len(files)} file(s) read and none holds any text.")
+        raise ValueError(f"{name}: {len(paths)} file(s) and none holds any text.")
     return TextData(name=name, documents=tuple(documents), files=tuple(files))
 
 

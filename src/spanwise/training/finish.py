@@ -13,7 +13,8 @@ from spanwise.training.callbacks import Progress, Reporter, percent, short, size
 from spanwise.training.config import TrainConfig
 from spanwise.training.inputs import Atlases, Texts, open_model
 from spanwise.training.result import TrainResult, history, loss_figure, loss_rows
-from spanwise.training.trainer import RunTrainer, errors_only
+from spanwise.training.trainer import RunTrainer
+from spanwise.zoo import quiet_transformers
 
 
 def finish(
@@ -60,6 +61,7 @@ def finish(
         state_bytes=progress.held_bytes,
         predicted_bytes=predicted,
         measured_bytes=measured,
+        inside=share.inside if share is not None else None,
         outside=share.outside if share is not None else None,
         alpha=float(fraction) if isinstance(fraction, float) else 1.0,
         alphas=points,
@@ -78,7 +80,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         OSError: If it cannot be written; an earlier folder of that name then stays.
     """
     try:
-        with atomic_folder(folder, overwrite=True) as staging, errors_only():
+        with atomic_folder(folder, overwrite=True) as staging, quiet_transformers():
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
     except Exception as error:  # a full disk reaches us as each library's own kind
@@ -116,7 +118,8 @@ def _tell(result: TrainResult, report: Reporter) -> None:
     )
     if result.outside is not None:
         report.say(
-            f"atlas   {percent(result.outside)} of the update lies outside (from the written file)"
+            f"atlas   {percent(result.outside)} of the update lies outside, {result.inside:.1e} "
+            "inside (read from the written file)"
         )
     report.say(f"saved   {result.model}")
     report.say(f"figures {result.out / 'loss.svg'}")

@@ -17,7 +17,6 @@ from spanwise.optim import build_optimizer, guard
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, pack
 from spanwise.training.planning import load_atlas, resolve_rank
-from spanwise.training.trainer import errors_only
 from spanwise.zoo import is_pretrained, load_config, load_model, load_tokenizer
 
 
@@ -44,8 +43,7 @@ class Texts:
         data = {"data": load_text(list(options.data), text=options.text, label=options.label)}
         for name, source in options.watched.items():
             data[name] = load_text(source)
-        with errors_only():
-            tokenizer = load_tokenizer(options.tokenizer or config.model)
+        tokenizer = load_tokenizer(options.tokenizer or config.model)
         learned, held_out = pack(
             data["data"], tokenizer, options.sequence, held_out=options.held_out
         )
@@ -116,14 +114,13 @@ def open_model(config: TrainConfig) -> PreTrainedModel:
         ValueError: If there is no such model.
     """
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    with errors_only():
-        return load_model(
-            config.model,
-            dtype=dtype,
-            seed=config.seed,
-            layers=config.layers,
-            tokenizer=config.texts.tokenizer,
-        ).model
+    return load_model(
+        config.model,
+        dtype=dtype,
+        seed=config.seed,
+        layers=config.layers,
+        tokenizer=config.texts.tokenizer,
+    ).model
 
 
 def open_optimizer(config: TrainConfig, model: PreTrainedModel, atlases: Atlases) -> Optimizer:

@@ -31,8 +31,10 @@ class TrainResult:
     """Peak memory as the plan has it."""
     measured_bytes: int
     """Peak memory of the training loop above the process without the model."""
+    inside: float | None = None
+    """Share of the squared update inside the atlas, from the written file; None without one."""
     outside: float | None = None
-    """Share of the squared update outside the atlas, from the written file; None without one."""
+    """The share outside, which rounds to 1 where `inside` still tells the leak."""
     alpha: float = 1.0
     """The fraction of the update in the saved model."""
     alphas: list[AlphaPoint] = field(default_factory=list)

@@ -30,12 +30,11 @@ from spanwise.training.resume import Start, resume_line
 from spanwise.training.telling import tell_inputs, tell_memory, tell_optimizer
 from spanwise.training.trainer import (
     RunTrainer,
-    errors_only,
     is_sharded,
     stream_for,
     training_arguments,
 )
-from spanwise.zoo import source_folder
+from spanwise.zoo import quiet_transformers, source_folder
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -123,7 +122,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
         progress.trainer = trainer
         tell_optimizer(config, prepared, report)
         memory.restart()
-        with errors_only():
+        with quiet_transformers():
             trainer.train(
                 resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None
             )

@@ -1,8 +1,7 @@
 """transformers' Trainer with whole-or-absent checkpoints and exact evaluations."""
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import logging as transformers_logging
 
 from spanwise.training.checkpoints import publish, rotate, staging_folder
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, Stream
 from spanwise.training.evaluation import loss_on
+from spanwise.zoo import quiet_transformers
 
 MakeOptimizer = Callable[[Any], Optimizer]
 
@@ -45,7 +44,7 @@ class RunTrainer(Trainer):
         keep: int,
         **parent: Any,
     ) -> None:
-        with errors_only():
+        with quiet_transformers():
             super().__init__(**parent)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -135,7 +134,7 @@ def training_arguments(
     schedule = config.schedule
     shapes = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup"}
     cosine = schedule.schedule == "cosine"
-    with errors_only():
+    with quiet_transformers():
         arguments = TrainingArguments(
             output_dir=str(run),
             max_steps=schedule.steps,
@@ -183,20 +182,3 @@ def is_sharded(model: nn.Module) -> bool:
 
     flat = any("FlatParameter" in type(p).__name__ for p in model.parameters())
     return flat or any(isinstance(p, DTensor) for p in model.parameters())
-
-
-@contextlib.contextmanager
-def errors_only() -> Iterator[None]:
-    """Keep transformers' own chatter and progress bars out of the run's lines."""
-    before, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-        if bars:
-            transformers_logging.enable_progress_bar()

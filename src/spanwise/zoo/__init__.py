@@ -9,6 +9,7 @@ from spanwise.zoo.models import (
     load_model,
     load_tokenizer,
     names,
+    quiet_transformers,
     source_folder,
 )
 from spanwise.zoo.smollm import smollm_folder
@@ -24,6 +25,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "names",
+    "quiet_transformers",
     "smollm_folder",
     "source_folder",
 ]

@@ -1,6 +1,8 @@
 """Causal language models by preset, folder or name."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +23,22 @@ class Loaded(NamedTuple):
 
     model: "PreTrainedModel"
     tokenizer: Any
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own chatter and progress bars out of what a person reads."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def names() -> list[str]:
@@ -68,7 +86,8 @@ def load_model(
     reader = load_tokenizer(tokenizer or spec)
     if folder := _folder(spec):
         # transformers leaves weights of dropped layers unread.
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -132,7 +151,8 @@ def load_tokenizer(spec: str | Path) -> Any:
         return ByteTokenizer()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def is_pretrained(spec: str | Path) -> bool:

@@ -53,7 +53,8 @@ def _convert(source: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=_FILE, dtype=torch.float32
         ).to(torch.bfloat16)
-    # The weights are plain now; the leftover would make every reload look for GGUF.
+    # The weights are plain now; the leftovers would forbid saving and make reloads look for GGUF.
+    model.__dict__.pop("hf_quantizer", None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     folder.parent.mkdir(parents=True, exist_ok=True)
