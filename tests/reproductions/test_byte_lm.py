@@ -77,3 +77,10 @@ def test_the_text_is_split_by_whole_files():
     described = text.describe()
     assert described["train_bytes"] == len(text.train) > 1_000_000
     assert len(described["digest"]) == 64
+
+
+def test_the_rate_falls_along_half_a_cosine_after_its_warmup():
+    plain, warm = lm.ByteLM(steps=300), lm.ByteLM(steps=300, warmup=30)
+    assert [lm.rate_at(s, plain) for s in (0, 150, 300)] == pytest.approx([1, 0.5, 0])
+    assert lm.rate_at(0, warm) == pytest.approx(1 / 31)
+    assert all(lm.rate_at(s, warm) == lm.rate_at(s, plain) for s in (30, 150, 299))

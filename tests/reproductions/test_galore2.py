@@ -80,18 +80,25 @@ def test_every_arm_moves_the_rest_by_the_same_adamw_step(arm):
         torch.testing.assert_close(p, q.detach(), rtol=0, atol=1e-6)
 
 
-def test_the_note_tells_when_a_badly_tuned_rival_would_turn_the_result_around():
-    grid = (1e-3, 2e-3, 4e-3)
-    losses = {"adamw": (2.0, 2.1, 2.5), "galore_exact": (2.4, 2.3, 2.2)}
-    losses["galore_randomized"] = losses["galore_exact"]
-    sweep = tuple(
+def sweep(adamw, galore):
+    """Rows of a sweep over three rates."""
+    losses = {"adamw": adamw, "galore_exact": galore, "galore_randomized": galore}
+    return tuple(
         {"arm": arm, "rate": rate, "seed": 0, "loss": loss}
         for arm, values in losses.items()
-        for rate, loss in zip(grid, values, strict=True)
+        for rate, loss in zip((1e-3, 2e-3, 4e-3), values, strict=True)
     )
-    best = {"adamw": 1e-3, "galore_exact": 4e-3, "galore_randomized": 4e-3}
-    found = galore2.notes(galore2.Settings(), sweep, best)
-    assert any("at a rate of 0.004 AdamW loses" in note for note in found)
+
+
+def test_a_note_tells_when_the_rate_matters_more_than_the_method():
+    best = dict.fromkeys(galore2.ARMS, 2e-3)
+    steep = galore2.notes(galore2.Settings(), sweep((2.3, 2.0, 2.2), (2.5, 2.1, 2.4)), best)
+    assert "at least 0.200 nats/byte" in steep[-1]
+    assert "0.100 apart" in steep[-1]
+    flat = galore2.notes(galore2.Settings(), sweep((2.3, 2.0, 2.05), (2.5, 2.1, 2.4)), best)
+    assert not any("matters more" in note for note in flat)
+    diverged = galore2.notes(galore2.Settings(), sweep((None, 2.0, None), (2.5, 2.1, 2.4)), best)
+    assert not any("matters more" in note for note in diverged)
 
 
 def test_a_cell_on_other_text_is_refused():
@@ -140,6 +147,6 @@ def test_a_default_setting_is_the_card_s():
     settings = dataclasses.asdict(galore2.Settings())
     card = {
         "width": 96, "depth": 3, "hidden": 256, "length": 96, "batch": 12, "steps": 300,
-        "rank": 24, "refresh_every": 50, "scale": 0.25, "plain_rate": 3e-3, "clip": 1.0,
+        "warmup": 0, "rank": 24, "refresh_every": 50, "scale": 0.25, "plain_rate": 3e-3, "clip": 1.0,
     }  # fmt: skip
     assert {key: settings[key] for key in card} == card

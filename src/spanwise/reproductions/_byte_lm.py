@@ -52,6 +52,8 @@ class ByteLM:
     """Windows in a step."""
     steps: int = 300
     """Training steps; the rate falls to zero along half a cosine."""
+    warmup: int = 0
+    """Steps over which the rate rises to its peak, under the cosine."""
     plain_rate: float = 3e-3
     """Rate of AdamW on embeddings, norms and the head, in every arm."""
     clip: float = 1.0
@@ -138,6 +140,12 @@ def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> int
     )
 
 
+def rate_at(step: int, settings: ByteLM) -> float:
+    """Share of the peak rate at a step, counted from 0."""
+    rise = min(1.0, (step + 1) / (settings.warmup + 1))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
 def loss_of(model: "LlamaForCausalLM", batch: Int64[Tensor, "b t"]) -> Tensor:
     """Mean cross-entropy of the next byte, in nats."""
     logits = model(input_ids=batch[:, :-1]).logits
@@ -163,9 +171,7 @@ def train(
     model = build(settings, seed).train()
     parts = split(model)
     optimizer = make_optimizer(parts)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, settings))
     generator = torch.Generator().manual_seed(seed)
     losses, times = [], []
     for _ in range(settings.steps):
