@@ -147,6 +147,7 @@ def test_a_default_setting_is_the_card_s():
     settings = dataclasses.asdict(galore2.Settings())
     card = {
         "width": 96, "depth": 3, "hidden": 256, "length": 96, "batch": 12, "steps": 300,
-        "warmup": 0, "rank": 24, "refresh_every": 50, "scale": 0.25, "plain_rate": 3e-3, "clip": 1.0,
+        "warmup": 0, "rank": 24, "refresh_every": 50, "scale": 0.25, "plain_rate": 3e-3,
+        "clip": 1.0,
     }  # fmt: skip
     assert {key: settings[key] for key in card} == card

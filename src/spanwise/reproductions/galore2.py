@@ -228,8 +228,8 @@ def notes(settings: Settings, sweep: tuple[Row, ...], best: Mapping[str, float])
     if rival is not None and own is not None and losses and min(losses) > abs(rival - own):
         found.append(
             f"The rate matters more than the method: one step of the grid beside its best rate "
-            f"costs AdamW at least {min(losses):.3f} nats/byte on the tuning seeds, where the tuned "
-            f"arms are {abs(rival - own):.3f} apart."
+            f"costs AdamW at least {min(losses):.3f} nats/byte on the tuning seeds, where the "
+            f"tuned arms are {abs(rival - own):.3f} apart."
         )
     return tuple(found)
 
