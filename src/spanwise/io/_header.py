@@ -94,12 +94,7 @@ def read_header(path: Path) -> tuple[dict[str, Slot], dict[str, str]]:
     if end != size:
         what = "it is truncated" if size < end else "bytes follow its last tensor"
         raise _corrupt(path, what, end, size)
-    found = metadata.pop(CHECK, None)
-    if found is not None and found != _check(header, metadata):
-        raise CorruptFileError(
-            f"{path} has a damaged header: expected its sha256 to be {found}, found "
-            f"{_check(header, metadata)}. Copy it again."
-        )
+    _compare_check(path, header, metadata)
     return slots, metadata
 
 
@@ -122,6 +117,24 @@ def format_header(
 def _check(header: dict[str, Any], metadata: dict[str, str]) -> str:
     text = json.dumps([header, metadata], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compare_check(path: Path, header: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Take the header's digest out of the metadata and compare it."""
+    found = metadata.pop(CHECK, None)
+    if found is not None and found != _check(header, metadata):
+        raise CorruptFileError(
+            f"{path} has a damaged header: expected its sha256 to be {found}, found "
+            f"{_check(header, metadata)}. Copy it again."
+        )
+    for key, value in metadata.items():
+        others = {k: v for k, v in metadata.items() if k != key}
+        # The damage may have hit the key itself; its value then still fits the rest.
+        if len(value) == 64 and value == _check(header, others):
+            raise CorruptFileError(
+                f"{path} has a damaged header: expected the metadata key {CHECK!r}, found "
+                f"{key!r}. Copy it again."
+            )
 
 
 def _slot(path: Path, name: str, entry: Any, base: int) -> Slot:
