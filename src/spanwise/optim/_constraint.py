@@ -17,6 +17,7 @@ from spanwise.layouts import Layout, Side, is_transposed, stored_matrix
 from spanwise.linalg.bases import orthonormalize, outside
 
 BiasRule = Literal["freeze", "allow"]
+Moved = dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,22 @@ class SideConstraint:
         assert self.blocked is not None
         return outside(basis, self.blocked)
 
-    def to(self, like: Tensor) -> "SideConstraint":
-        """The same on `like`'s device, in its dtype (float32 for half precision)."""
+    def to(self, like: Tensor, moved: Moved | None = None) -> "SideConstraint":
+        """The same on `like`'s device, in its dtype (float32 for half precision).
+
+        `moved` remembers: layers that read one activation share one basis, on a GPU too.
+        """
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
-        moved = [
-            None if b is None else b.to(like.device, dtype) for b in (self.blocked, self.allowed)
-        ]
-        return SideConstraint(*moved)
+        moved = {} if moved is None else moved
+
+        def move(basis: Tensor | None) -> Tensor | None:
+            if basis is None:
+                return None
+            # The basis itself is remembered too, so that its id stays taken.
+            key = (id(basis), like.device, dtype)
+            return moved.setdefault(key, (basis, basis.to(like.device, dtype)))[1]
+
+        return SideConstraint(move(self.blocked), move(self.allowed))
 
 
 @dataclass(frozen=True)
@@ -115,13 +125,13 @@ class Constraint:
                 return side.blocked if side.blocked is not None else side.allowed
         return None
 
-    def to(self, like: Tensor) -> "Constraint":
+    def to(self, like: Tensor, moved: Moved | None = None) -> "Constraint":
         """The same on `like`'s device and in a precision fit for its dtype."""
         return replace(
             self,
-            rows=self.rows and self.rows.to(like),
-            columns=self.columns and self.columns.to(like),
-            vector=self.vector and self.vector.to(like),
+            rows=self.rows and self.rows.to(like, moved),
+            columns=self.columns and self.columns.to(like, moved),
+            vector=self.vector and self.vector.to(like, moved),
         )
 
     def matrix(self, d: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch rows cols"]:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from spanwise.atlas import Atlas, Entry
 from spanwise.layouts import Side, is_transposed, stored_matrix, strip_prefixes
-from spanwise.optim._constraint import BiasRule, Constraint, SideConstraint, weight_constraint
+from spanwise.optim._constraint import (
+    BiasRule,
+    Constraint,
+    Moved,
+    SideConstraint,
+    weight_constraint,
+)
 
 
 @dataclass
@@ -21,6 +27,7 @@ class Constraints:
 
     by_name: dict[str, Constraint] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
+    _moved: Moved = field(default_factory=dict, repr=False)
 
     def get(self, name: str, like: Tensor) -> Constraint | None:
         """The constraint of parameter `name`, moved to `like`'s device and precision once."""
@@ -33,7 +40,7 @@ class Constraints:
             basis.device != like.device
             or (like.dtype == torch.float64) != (basis.dtype == torch.float64)
         ):
-            constraint = self.by_name[name] = constraint.to(like)
+            constraint = self.by_name[name] = constraint.to(like, self._moved)
         return constraint
 
     def __len__(self) -> int:
