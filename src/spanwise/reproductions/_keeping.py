@@ -46,6 +46,15 @@ class Curve:
             tuple((at, base.new - losses.new, losses.old - base.old) for at, losses in found)
         )
 
+    def at_level(self, level: float) -> float | None:
+        """The first step or alpha at which the curve has learned `level`; None if it never has."""
+        last, before = 0.0, 0.0
+        for at, learned, _ in self.points:
+            if before < level <= learned:
+                return last + (at - last) * (level - before) / (learned - before)
+            last, before = at, learned
+        return None
+
     def forgot_at(self, level: float) -> float | None:
         """Least forgetting where the piecewise linear curve has learned exactly `level`.
 

@@ -56,7 +56,7 @@ def draw_equal_learning(ax: "Axes", result: Result) -> None:
     from matplotlib import rcParams
 
     soft, ink = rcParams["xtick.labelcolor"], rcParams["text.color"]
-    arms = list(reversed(result.arms))
+    arms = list(result.arms)[::-1]
     highest = 0.0
     for height, arm in enumerate(arms):
         values = [r["forgot_at_level"] for r in result.rows if r["arm"] == arm]
