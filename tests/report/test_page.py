@@ -1,3 +1,4 @@
+import base64
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -22,9 +23,11 @@ from spanwise.report import (
     render_page,
     write_page,
 )
+from spanwise.report._blocks import DARK_CARD
 
 VOID = {"meta", "img", "source", "br", "path", "circle"}
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+ADAPTIVE = SVG.replace("/>", "><style>@media (prefers-color-scheme:dark){a{b:c}}</style></svg>")
 
 
 class Outline(HTMLParser):
@@ -61,7 +64,7 @@ BLOCKS = [
         "Card",
         [
             VerdictMark("direction only", "because"),
-            Grid([Figure(SVG, "a line", "Caption", dark=SVG), Figure(b"\x89PNG", "dots")]),
+            Grid([Figure(ADAPTIVE, "a line", "Caption"), Figure(b"\x89PNG", "dots")]),
             Heading("More"),
             Details("Open", [Text("inside")]),
         ],
@@ -101,9 +104,30 @@ def test_text_is_escaped_everywhere():
     assert "<script" not in render_page(evil, blocks, footer=evil)
 
 
-def test_a_figure_has_a_version_for_dark_pages():
-    page = Figure(SVG, "a line", dark=SVG).html()
+def decoded(page):
+    """The SVG images in a page."""
+    return [base64.b64decode(x).decode() for x in re.findall(r"svg\+xml;base64,([\w+/=]+)", page)]
+
+
+def test_a_figure_of_ours_has_a_version_for_dark_pages():
+    page = Figure(ADAPTIVE, "a line").html()
     assert '<source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,' in page
+    dark, light = decoded(page)
+    assert "@media all{a{b:c}}" in dark
+    assert "@media not all{a{b:c}}" in light
+
+
+def test_a_saved_figure_s_dark_ground_is_that_of_the_card(tmp_path):
+    pytest.importorskip("matplotlib")
+    from spanwise import plots
+
+    (path,) = plots.save(plots.figure()[0], tmp_path / "f.svg")
+    dark, light = decoded(Figure.from_file(path, "empty axes").html())
+    assert DARK_CARD in dark
+    assert "@media all{" in dark
+    assert "@media not all{" in light
+    style = files("spanwise.report").joinpath("page.css").read_text("utf-8")
+    assert f"--card: {DARK_CARD};" in style.partition("prefers-color-scheme: dark")[2]
 
 
 def test_a_figure_is_read_from_svg_and_png_only(tmp_path):

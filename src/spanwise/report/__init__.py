@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spanwise.report._cells import CellError, Progress, Workers, run_cells
     from spanwise.report._gallery import build_gallery, saved_figure
     from spanwise.report._page import render_page, write_page
-    from spanwise.report._panels import PALETTE, Panel, draw_panels, render_panel, save_panels
+    from spanwise.report._panels import PALETTE, Panel, draw_panels, save_panels
     from spanwise.report._provenance import provenance
     from spanwise.report._result import Metric, Result, Row, arm_mean, compare, differences
     from spanwise.report._statistics import Interval, paired_interval
@@ -72,7 +72,6 @@ _ATTRIBUTES = {
     "paired_interval": "_statistics",
     "provenance": "_provenance",
     "render_page": "_page",
-    "render_panel": "_panels",
     "run_cells": "_cells",
     "save_panels": "_panels",
     "saved_figure": "_gallery",
@@ -118,7 +117,6 @@ __all__ = [
     "paired_interval",
     "provenance",
     "render_page",
-    "render_panel",
     "run_cells",
     "save_panels",
     "saved_figure",

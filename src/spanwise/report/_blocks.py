@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from spanwise.plots._style import ON_DARK, PAPER
 from spanwise.report._verdict import OUTCOMES, Outcome
 
 MARKS: dict[str, tuple[str, str]] = {
@@ -20,6 +21,11 @@ MARKS: dict[str, tuple[str, str]] = {
     "no verdict": ("none", "—"),
 }
 """Outcome -> CSS class and a sign, so that colour is never the only difference."""
+
+
+DARK_CARD = "#1a1d22"
+"""Ground of a card on a dark page, as in page.css: the ground of pictures there."""
+_DARK_RULE = "@media (prefers-color-scheme:dark)"
 
 
 @runtime_checkable
@@ -124,13 +130,14 @@ class Table:
 class Figure:
     """A picture inside the page.
 
-    `image` and `dark` are SVG text or PNG bytes; `dark` is shown where the reader prefers dark.
+    An SVG of `spanwise.plots` follows the reader's colour scheme; other pictures stay as they are.
     """
 
     image: str | bytes
+    """SVG text, or PNG bytes."""
     alt: str
+    """What it shows, for those who cannot see it."""
     caption: str = ""
-    dark: str | bytes | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, alt: str, caption: str = "") -> "Figure":
@@ -148,12 +155,18 @@ class Figure:
 
     def html(self) -> str:
         """The picture as a data URI."""
-        image = f'<img src="{_data_uri(self.image)}" alt="{html.escape(self.alt)}">'
-        if self.dark is not None:
-            source = (
-                f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(self.dark)}">'
+        alt = html.escape(self.alt)
+        if isinstance(self.image, str) and _DARK_RULE in self.image:
+            # Some browsers ignore the rule inside an image, none ignores it in the page.
+            light = self.image.replace(_DARK_RULE, "@media not all")
+            dark = self.image.replace(_DARK_RULE, "@media all").replace(ON_DARK[PAPER], DARK_CARD)
+            media = '<source media="(prefers-color-scheme: dark)"'
+            image = (
+                f'<picture>{media} srcset="{_data_uri(dark)}">'
+                f'<img src="{_data_uri(light)}" alt="{alt}"></picture>'
             )
-            image = f"<picture>{source}{image}</picture>"
+        else:
+            image = f'<img src="{_data_uri(self.image)}" alt="{alt}">'
         caption = f"<figcaption>{inline(self.caption)}</figcaption>" if self.caption else ""
         return f"<figure>{image}{caption}</figure>"
 

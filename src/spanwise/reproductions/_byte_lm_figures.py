@@ -46,7 +46,7 @@ def draw_memory(ax: "Axes", result: Result) -> None:
         losses = [row["loss"] for row in rows]
         mean = sum(losses) / len(losses)
         colour = PALETTE[index]
-        ax.plot([size] * len(rows), losses, "o", color=colour, alpha=0.55, markeredgewidth=0)
+        ax.plot([size] * len(rows), losses, "o", color=colour, alpha=0.65, markeredgewidth=0)
         ax.plot([size - 0.03, size + 0.03], [mean, mean], color=colour, linewidth=2.5)
         right = arm != "galore_exact"
         ax.annotate(
