@@ -2,13 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 
@@ -87,26 +83,3 @@ def rows(points: Sequence[AlphaPoint]) -> list[list[str]]:
         ]
         for point in points
     ]
-
-
-def figure(points: Sequence[AlphaPoint]) -> "Figure":
-    """Learned against forgotten along alpha; without a watched text, the loss along alpha."""
-    from spanwise import plots
-
-    names = [name for name in points[0].losses if name != "held_out"]
-    fig, ax = plots.figure()
-    base = points[0].losses
-    learned = [base["held_out"] - point.losses["held_out"] for point in points]
-    if not names:
-        ax.plot([point.alpha for point in points], learned, marker="o")
-        ax.set_xlabel("alpha, the fraction of the update kept")
-        ax.set_ylabel("learned (nats per token)")
-        return fig
-    for name in names:
-        forgot = [point.losses[name] - base[name] for point in points]
-        ax.plot(forgot, learned, marker="o", label=name)
-    ax.set_xlabel("forgotten: rise of the watched text's loss (nats per token)")
-    ax.set_ylabel("learned: fall of the held-out loss (nats per token)")
-    if len(names) > 1:
-        ax.legend()
-    return fig

@@ -5,14 +5,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spanwise import plots
 from spanwise.io import atomic_folder, write_json
 from spanwise.io.configs import to_plain
 from spanwise.io.runs import RunFolder
 from spanwise.training import alpha as alphas
 from spanwise.training.callbacks import Progress, Reporter, percent, short, size
 from spanwise.training.config import TrainConfig
+from spanwise.training.figures import alpha_figure, loss_figure
 from spanwise.training.inputs import Atlases, Texts, open_model
-from spanwise.training.result import TrainResult, history, loss_figure, loss_rows
+from spanwise.training.result import TrainResult, history, loss_rows
 from spanwise.training.trainer import RunTrainer
 from spanwise.zoo import quiet_transformers
 
@@ -68,8 +70,9 @@ def finish(
     )
     if first:
         write_json(run.path / "result.json", to_plain(result))
-        _draw(run, points, report)
     _tell(result, report)
+    if first:
+        _draw(run, points, report)
     return result
 
 
@@ -93,14 +96,15 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def _draw(run: RunFolder, points: list[alphas.AlphaPoint], report: Reporter) -> None:
     try:
-        from spanwise import plots
-
         plots.save(loss_figure(history(run)), run.path / "loss")
         if points:
-            plots.save(alphas.figure(points), run.path / "alpha")
+            plots.save(alpha_figure(points), run.path / "alpha")
     except ModuleNotFoundError as error:
         # The figures are a comfort; the run and its numbers do not depend on them.
         report.say(f"no figures: {error}")
+        return
+    names = ["loss", *(["alpha"] if points else [])]
+    report.say(f"figures {', '.join(str(run.path / f'{name}.svg') for name in names)}")
 
 
 def _tell(result: TrainResult, report: Reporter) -> None:
@@ -122,4 +126,3 @@ def _tell(result: TrainResult, report: Reporter) -> None:
             "inside (read from the written file)"
         )
     report.say(f"saved   {result.model}")
-    report.say(f"figures {result.out / 'loss.svg'}")

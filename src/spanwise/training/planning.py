@@ -186,21 +186,20 @@ def _states(
     model: nn.Module, shapes: dict[str, tuple[int, ...]], rank: int, config: TrainConfig
 ) -> dict[str, int]:
     itemsize = next(model.parameters()).element_size()
-    projected = {
-        "galore": [n for n, _ in param_groups(model, rank)[0]["params"]],
-        "muon": [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]],
-    }
-    return {
-        method: plan_state_bytes(
-            shapes,
-            method,
-            rank=rank,
-            side=config.optimizer.side or "short",
-            projected=projected.get(method, ()),
-            itemsize=itemsize,
-        )
+    linear = [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]]
+    projected = [n for n, _ in param_groups(model, rank)[0]["params"]]
+    found = {
+        method: plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
         for method in METHODS
+        if method != "galore"
     }
+    # GaLore keeps bases and projected moments in float32 whatever the weights are in.
+    side = config.optimizer.side or "short"
+    inside = {n: shapes[n] for n in projected}
+    outside = {n: shape for n, shape in shapes.items() if n not in inside}
+    held = plan_state_bytes(inside, "galore", rank=rank, side=side, projected=projected)
+    held += plan_state_bytes(outside, "adamw", itemsize=itemsize)
+    return {"galore": held, **found}
 
 
 def _atlas_bytes(

@@ -1,15 +1,11 @@
 """What a run comes to: figures for machines, tables and curves for people."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spanwise.io.runs import RunFolder
 from spanwise.training.alpha import AlphaPoint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +68,3 @@ def history(run: RunFolder) -> list[dict[str, Any]]:
             story = [e for e in story if e.get("step", 0) <= event["step"]]
         story.append(event)
     return story
-
-
-def loss_figure(events: Sequence[dict[str, Any]]) -> "Figure":
-    """The loss of every step, smoothed, and of every text that was evaluated."""
-    from spanwise import plots
-
-    fig, ax = plots.figure()
-    steps = [(e["step"], e["loss"]) for e in events if e.get("event") == "step"]
-    if steps:
-        ax.plot(*zip(*_smooth(steps), strict=True), linewidth=1, alpha=0.6, label="training")
-    evals = [e for e in events if e.get("event") == "eval"]
-    for name in evals[-1]["losses"] if evals else ():
-        points = [(e["step"], e["losses"][name]) for e in evals if name in e["losses"]]
-        label = "held out" if name == "held_out" else f"{name} (watched)"
-        ax.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss (nats per token)")
-    ax.legend()
-    return fig
-
-
-def _smooth(points: list[tuple[int, float]], most: int = 200) -> list[tuple[float, float]]:
-    """Means over equal windows, so that a long run stays a readable line."""
-    width = max(1, len(points) // most)
-    groups = [points[i : i + width] for i in range(0, len(points), width)]
-    return [
-        (sum(s for s, _ in group) / len(group), sum(x for _, x in group) / len(group))
-        for group in groups
-    ]

@@ -122,10 +122,12 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
         progress.trainer = trainer
         tell_optimizer(config, prepared, report)
         memory.restart()
-        with quiet_transformers():
-            trainer.train(
-                resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None
-            )
+        checkpoint = str(start.checkpoint) if start.checkpoint else None
+        try:
+            with quiet_transformers():
+                trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(resume_line(config)) from None
         measured = memory.read()
         if stop.asked and trainer.state.global_step < config.schedule.steps:
             raise TrainingInterrupted(resume_line(config))

@@ -109,8 +109,9 @@ class RunTrainer(Trainer):
             # torch and safetensors report a full disk each in their own way.
             detail = " ".join(str(error).split())
             raise OSError(
-                f"the checkpoint of step {step} could not be written to {run}: {detail}. Nothing "
-                "half-written counts; earlier checkpoints are as they were."
+                f"the checkpoint of step {step} could not be written to {run}: {detail} (a full "
+                "disk, or a limit on file sizes?). Nothing half-written counts; earlier "
+                "checkpoints are as they were."
             ) from error
         finally:
             if self.args.should_save:
