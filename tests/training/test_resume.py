@@ -20,6 +20,13 @@ METHODS = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spanwise.training.finish._draw", lambda *_: None)
+        yield
+
+
 class Stop(Silent):
     """Does something when the live line shows a step."""
 
