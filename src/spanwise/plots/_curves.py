@@ -44,6 +44,9 @@ def spectrum(ax: "Axes", values: Any, *, rank: int | None = None) -> None:
         if rank and isinstance(values, Mapping):
             _mark(ax, rank, f"rank {rank}")
         ax.set(xscale="log", yscale="log", xlabel="index", ylabel="singular value / largest")
+        ax.margins(y=0.12)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
         if isinstance(values, Mapping):
             ax.legend(title="energy within the rank" if rank else None, loc="lower left")
 
@@ -70,21 +73,23 @@ def angles(ax: "Axes", angles: Any, random_angles: Any = None, *, label: str = "
             f"{chance.shape[-1]}."
         )
     with style():
+        _band(ax, ours, PALETTE[0], label)
         if chance is not None:
             _band(ax, chance, SOFT, "random subspaces")
-        _band(ax, ours, PALETTE[0], label)
         ax.set(ylim=(-2, 92), yticks=range(0, 91, 15), xlabel="principal angle, smallest first")
+        k = ours.shape[-1]
+        ax.set_xlim(1 - 0.03 * k, 1.03 * k)
         ax.yaxis.set_major_formatter("{x:.0f}°")
         ax.xaxis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
         if label or chance is not None:
-            ax.legend(loc="lower right")
+            ax.legend(loc="best")
 
 
 def _mark(ax: "Axes", rank: int, words: str) -> None:
     ax.axvline(rank, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
     ax.annotate(
-        words, (rank, 1), xycoords=("data", "axes fraction"), xytext=(-5, -2),
-        textcoords="offset points", ha="right", va="top", rotation=90, color=SOFT, size=8.5,
+        words, (rank, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
+        textcoords="offset points", ha="left", va="top", rotation=90, color=SOFT, size=8.5,
     )  # fmt: skip
 
 

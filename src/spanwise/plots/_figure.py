@@ -43,6 +43,7 @@ def figure(
             height or (3.5 if rows == 1 else 3.0 * rows))  # fmt: skip
     with style():
         fig = require("matplotlib.figure", "a figure").Figure(figsize=size, layout="constrained")
+        fig.get_layout_engine().set(w_pad=0.09, h_pad=0.09)
         axes = fig.subplots(rows, columns, **options)
     for ax in fig.axes:
         # Ticks are made late, when the style no longer holds.
@@ -91,7 +92,7 @@ def _adopt(fig: "Figure") -> None:
     for ax in fig.axes:
         centred = ax.get_title()
         if centred and not ax.get_title(loc="left"):
-            ax.set_title("")
+            ax.set_title("", loc="center")
             ax.set_title(centred, loc="left")
     same_color = require("matplotlib.colors").same_color
     for kind in (require("matplotlib.text").Text, require("matplotlib.lines").Line2D):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spanwise.plots._style import LINE, MARKERS, PALETTE, SOFT, style
+from spanwise.plots._style import LINE, MARKERS, PALETTE, PAPER, SOFT, style
 from spanwise.plots._values import numbers
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ def frontier(
             if len(seeds) > 1:
                 x, y = seeds.reshape(-1, 2).T
                 ax.plot(x, y, marker, color=colour, alpha=0.35, markersize=3.5, mew=0, zorder=order)
+            many = len(mean) > 1
             face: Any = "none" if name in grey else colour
             ax.plot(
                 *mean.T, marker=marker, color=colour, label=name, zorder=order + 0.2,
-                markersize=5.5 if len(mean) > 1 else 7.5, markerfacecolor=face,
+                linestyle="-" if many else "none", markersize=5.5 if many else 7.5,
+                markerfacecolor=face,
             )  # fmt: skip
         ax.axvline(0, color=LINE, linewidth=1.2, zorder=1)
         ax.axhline(0, color=LINE, linewidth=1.2, zorder=1)
@@ -71,6 +73,7 @@ def frontier(
         ax.annotate(
             "↖ better", (0, 1), xycoords="axes fraction", xytext=(5, -5),
             textcoords="offset points", ha="left", va="top", color=SOFT, size=8.5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
 

@@ -62,23 +62,23 @@ def heatmap(
     with style():
         colours = require("matplotlib.colors")
         ramp = _RISING if center is None else _AROUND
-        scale = colours.LinearSegmentedColormap.from_list("spanwise", ramp, N=512)
+        scale = colours.LinearSegmentedColormap.from_list("spanwise", ramp, N=513)
         shown = np.ma.masked_invalid(table)
         many = table.size > 4096  # cells too small for gaps, and too many for a vector file
         gap: dict[str, Any] = {} if many else {"edgecolors": PAPER, "linewidth": 1.2}
         mesh = ax.pcolormesh(shown, cmap=scale, vmin=low, vmax=high, rasterized=many, **gap)
-        ax.invert_yaxis()
+        ax.set_ylim(len(rows), 0)  # not invert_yaxis: shared axes would turn twice
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
-        _name(ax, rows, cols)
-        _write(ax, table, mesh, form)
         if bar:
             side = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02, aspect=28)
             side.outline.set_visible(False)
             side.ax.tick_params(color=LINE, labelcolor=SOFT, length=3)
         elif label:
             ax.set_xlabel(label)
+        _name(ax, rows, cols)
+        _write(ax, table, mesh, form)
 
 
 def _limits(
@@ -94,6 +94,7 @@ def _limits(
 
 
 def _name(ax: "Axes", rows: Sequence[str], cols: Sequence[str]) -> None:
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
     width, height = _cell(ax, len(rows), len(cols))
     every = max(1, int(np.ceil(11 / height)))
     ax.set_yticks(np.arange(0, len(rows), every) + 0.5, rows[::every])
@@ -112,7 +113,7 @@ def _write(ax: "Axes", table: np.ndarray, mesh: Any, form: str) -> None:
     words = [[form.format(value) if np.isfinite(value) else "·" for value in row] for row in table]
     width, height = _cell(ax, *table.shape)
     size = min(8.5, 0.72 * height, width / (0.66 * max(len(w) for row in words for w in row)))
-    if size < 5.5:
+    if size < 6:
         return
     for (i, j), value in np.ndenumerate(table):
         red, green, blue, _ = mesh.to_rgba(value) if np.isfinite(value) else (1, 1, 1, 1)
@@ -123,7 +124,10 @@ def _write(ax: "Axes", table: np.ndarray, mesh: Any, form: str) -> None:
 
 
 def _cell(ax: "Axes", rows: int, cols: int) -> tuple[float, float]:
-    """Width and height of a cell in points, about: the layout is not final yet."""
+    """Width and height of a cell in points, as the layout is so far."""
+    fig: Any = ax.figure.canvas.figure  # the root, also within a subfigure
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)
     box = ax.get_window_extent()
-    points = 72 / ax.figure.dpi
-    return 0.8 * box.width * points / cols, 0.85 * box.height * points / rows
+    return 72 / fig.dpi * box.width / cols, 72 / fig.dpi * box.height / rows

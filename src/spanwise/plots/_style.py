@@ -1,6 +1,6 @@
 """Colours and proportions that all figures share."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,7 @@ RC: dict[str, Any] = {
 
 
 @contextmanager
-def style() -> Iterator[Any]:
+def style() -> Generator[Any]:
     """The house style while the body runs; yields matplotlib.
 
     Raises:
