@@ -61,7 +61,7 @@ RC: dict[str, Any] = {
 
 
 @contextmanager
-def style() -> Generator[Any]:
+def style() -> Generator[Any, None, None]:
     """The house style while the body runs; yields matplotlib.
 
     Raises:
