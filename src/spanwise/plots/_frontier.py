@@ -58,7 +58,7 @@ def frontier(
                 x, y = seeds.reshape(-1, 2).T
                 ax.plot(x, y, marker, color=colour, alpha=0.35, markersize=3.5, mew=0, zorder=order)
             many = len(mean) > 1
-            face: Any = "none" if name in grey else colour
+            face = PAPER if name in grey else colour
             ax.plot(
                 *mean.T, marker=marker, color=colour, label=name, zorder=order + 0.2,
                 linestyle="-" if many else "none", markersize=5.5 if many else 7.5,
