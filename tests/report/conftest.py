@@ -8,12 +8,25 @@ ARMS = {"plain": "Plain", "ours": "Ours"}
 def make_result(**changes):
     """A small result with two arms, three fresh seeds and a sweep."""
     rows = tuple(
-        {"arm": arm, "seed": seed, "rate": 0.01, "loss": base + 0.01 * i, "state_bytes": size}
+        {
+            "arm": arm,
+            "seed": seed,
+            "rate": 0.01,
+            "loss": base + 0.01 * i,
+            "state_bytes": size,
+            "processor_seconds": 10.0,
+        }
         for arm, base, size in (("plain", 2.2, 2_654_208), ("ours", 2.3, 857_088))
         for i, seed in enumerate((100, 101, 102))
     )
     sweep = tuple(
-        {"arm": arm, "rate": rate, "seed": 0, "loss": 2.2 + abs(rate - 0.01)}
+        {
+            "arm": arm,
+            "rate": rate,
+            "seed": 0,
+            "loss": 2.2 + abs(rate - 0.01),
+            "processor_seconds": 9.0,
+        }
         for arm in ARMS
         for rate in (0.005, 0.01, 0.02)
     )

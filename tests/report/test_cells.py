@@ -53,6 +53,7 @@ def test_results_come_in_the_order_of_the_cells_from_processes_of_one_thread(sam
     assert [r["square"] for r in found] == [9, 1, 4]
     assert {r["threads"] for r in found} == {"1"}
     assert os.getpid() not in {r["pid"] for r in found}
+    assert all(r["processor_seconds"] >= 0 for r in found)
     assert all(r["seconds"] >= 0 for r in found)
     assert all(r["peak_bytes"] is None or r["peak_bytes"] > 1e6 for r in found)
 

@@ -176,6 +176,7 @@ def test_the_card_of_a_result_shows_verdict_numbers_and_origin(result):
         "● reproduced", "857 kB", "2.210 ± 0.010", "0123456789ab",
         "fedcba987654, with edits", "abab", "spanwise reproduce demo-method", "torch 2.6",
         "A method &amp; its &lt;claim&gt;", "All 12 runs",
+        "<dt>processor time</dt><dd>1 min 54 s</dd>",
     ):  # fmt: skip
         assert text in page, text
 

@@ -200,6 +200,9 @@ def _provenance(result: Result) -> dict[str, object]:
         facts[key] = value
     facts["code"] = _commit(result.commit)
     facts["wall time"] = duration(result.wall_seconds)
+    spent = math.fsum(r.get("processor_seconds") or 0 for r in [*result.sweep, *result.rows])
+    if spent:
+        facts["processor time"] = duration(spent)
     if result.reused_cells:
         facts["runs taken from an earlier attempt"] = result.reused_cells
     facts["largest process"] = format_value(result.peak_bytes, "B")

@@ -74,8 +74,9 @@ def run_cells(
         progress: Told how far it is.
 
     Returns:
-        One dict a cell, in the order of `cells`: what `function` returned plus `seconds` and
-        `peak_bytes` (largest resident size of its process so far; None on Windows).
+        One dict a cell, in the order of `cells`: what `function` returned plus `seconds`,
+        `processor_seconds` (what a busy machine does not lengthen) and `peak_bytes` (largest
+        resident size of its process so far; None on Windows).
 
     Raises:
         ValueError: If `function` cannot be named in another process, or `workers` < 1.
@@ -230,7 +231,7 @@ class _Child:
         answer = json.loads(line)
         if "error" in answer:
             raise CellError(f"cell {dict(cell)} failed:\n{answer['error']}")
-        for name in ("seconds", "peak_bytes"):
+        for name in ("seconds", "processor_seconds", "peak_bytes"):
             answer["value"][name] = answer.pop(name)
         return answer
 

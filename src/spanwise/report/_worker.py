@@ -53,7 +53,7 @@ def main(target: str) -> None:
     os.dup2(2, 1)
     module, _, name = target.partition(":")
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         answer: dict[str, Any] = {}
         try:
             value = getattr(importlib.import_module(module), name)(json.loads(line))
@@ -64,6 +64,7 @@ def main(target: str) -> None:
         except Exception:
             answer["error"] = traceback.format_exc()
         answer["seconds"] = round(time.perf_counter() - start, 3)
+        answer["processor_seconds"] = round(time.process_time() - processor, 3)
         answer["peak_bytes"] = peak_bytes()
         answer["sources"] = loaded_sources({"spanwise", module.partition(".")[0]})
         print(json.dumps(answer), file=answers, flush=True)

@@ -61,7 +61,7 @@ METRICS = {
     "loss": Metric(label="validation loss", unit="nats/byte", better="lower"),
     "matrix_state_bytes": Metric(label="state of the matrices", unit="B", better="lower"),
     "state_bytes": Metric(label="state of the model", unit="B", better="lower"),
-    "step_ms": Metric(label="time of a step", unit="ms", better="lower"),
+    "step_ms": Metric(label="processor time of a step", unit="ms", better="lower"),
 }
 
 
