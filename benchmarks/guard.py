@@ -111,7 +111,7 @@ def main() -> None:
         ax.set(title=name, xlabel="step", ylim=(1e-8, 2))
     axes.flat[0].set_ylabel("share of the update's norm\nin avoided directions")
     axes.flat[0].legend(frameon=False, loc="center left")
-    plots.save(fig, "results/guard")
+    plots.save(fig, "results/guard.svg")
     for row in rows:
         print(f"{row['optimizer']:<15} wd {row['weight_decay']} {row['projected']:<14}"
               f" leak after {STEPS} steps {row['leak'][-1]:.1e}")  # fmt: skip
