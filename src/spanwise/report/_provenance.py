@@ -42,9 +42,12 @@ def criterion_commit(path: str | Path, criterion: str) -> str | None:
 
     Returns:
         A hash; None if the file in the last commit does not hold exactly this text (the
-        criterion was changed and not committed) or is not tracked by git.
+        criterion was changed and not committed), is not tracked by git, or the checkout is too
+        shallow to tell.
     """
     path = Path(path)
+    if _git(path, "rev-parse", "--is-shallow-repository") != "false":
+        return None
     committed = _git(path, "show", f"HEAD:./{path.name}")
     if not committed or not criterion.strip() or criterion.strip() not in committed:
         return None
