@@ -239,7 +239,11 @@ class Complement:
         return self.subspace
 
 
-def energy_rank(energies: Float[Tensor, "*batch k"], energy: float) -> int:
+def energy_rank(
+    energies: Float[Tensor, "*batch k"],
+    energy: float,
+    total: Float[Tensor, "*batch"] | None = None,
+) -> int:
     """The fewest leading entries that hold a share of the total.
 
     With leading axes the largest of the ranks, so that every row keeps at least its share.
@@ -247,13 +251,14 @@ def energy_rank(energies: Float[Tensor, "*batch k"], energy: float) -> int:
     Args:
         energies: Non-negative, largest first (squared singular values, eigenvalues).
         energy: Share in `(0, 1]`. At 1, what is below rounding does not count.
+        total: What the shares are of, where `energies` are not all of them.
 
     Raises:
         ValueError: If `energy` is out of range, or the energies are all zero or not finite.
     """
     check_energy(energy)
     energies = energies.detach().double().clamp(min=0)
-    total = energies.sum(-1, keepdim=True)
+    total = (energies.sum(-1) if total is None else total.detach().double()).unsqueeze(-1)
     if not torch.isfinite(total).all() or not (total > 0).any():
         raise ValueError(
             "the energy rule needs finite values that are not all zero, got a total of "

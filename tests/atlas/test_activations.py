@@ -484,3 +484,65 @@ def test_the_prediction_bounds_the_file(llama, ids):
     atlas = Atlas.from_activations(llama, [{"input_ids": ids}], rank=3)
     values = sum(s.values.nbytes for s in atlas.subspaces)
     assert file_bytes(atlas) - values <= activation_bytes(llama, rank=3, itemsize=8).file
+
+
+@pytest.mark.parametrize("options", [{"energy": 0.7}, {"rank": 3}, {"energy": 0.999999}])
+def test_wide_activations_are_sketched_to_the_same_energy(monkeypatch, options):
+    from spanwise.atlas import _moments
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 2)).double()
+    # Energies fall by half from one direction to the next.
+    x = torch.randn(400, 96).double() @ torch.diag(0.7 ** torch.arange(96)).double()
+    exact = Atlas.from_activations(model, [x], **options)
+    monkeypatch.setattr(_moments, "WIDE_DIM", 64)
+    sketched = Atlas.from_activations(model, [x], **options)
+    a, b = (atlas.get("0.weight")["input"].subspace for atlas in (exact, sketched))
+    assert abs(a.rank - b.rank) <= 1
+    if "energy" in options:
+        assert float(b.energy(x.mT)) >= options["energy"] - 1e-9
+        assert float(sketched.metadata["energy_kept"]) >= options["energy"] - 1e-6
+    torch.testing.assert_close(a.energy(x.mT), b.energy(x.mT), rtol=1e-3, atol=0)
+
+
+def test_a_compiled_model_is_recorded_eagerly(mlp):
+    x = torch.randn(9, 6).double()
+
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    compiled = torch.compile(mlp, backend=refuse)
+    atlas = Atlas.from_activations(compiled, [x])
+    assert atlas.names == ("0.weight", "2.weight")
+    plain = Atlas.from_activations(mlp, [x])
+    assert torch.equal(atlas.subspaces[1].basis, plain.subspaces[1].basis)
+
+
+def test_a_packed_weight_is_skipped_with_the_reason(mlp):
+    class Packed(nn.Linear):
+        """Stores two inputs in one number, as quantised layers do."""
+
+        def __init__(self):
+            super().__init__(6, 3)
+            self.weight = nn.Parameter(torch.zeros(9, 1))
+
+        def forward(self, x):
+            return x[:, :3]
+
+    model = nn.Sequential(Packed(), nn.Linear(3, 3))
+    atlas = Atlas.from_activations(model, [torch.randn(4, 6)])
+    assert atlas.names == ("1.weight",)
+    assert "its input is 6 wide, its weight says 1" in atlas.skipped["0.weight::input"]
+
+
+def test_a_peft_model_records_its_base_weights_under_their_own_names(llama, ids):
+    peft = pytest.importorskip("peft")
+    plain = Atlas.from_activations(llama, [{"input_ids": ids}])
+    adapted = peft.get_peft_model(llama, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    atlas = Atlas.from_activations(adapted, [{"input_ids": ids}])
+    assert set(atlas.names) == set(plain.names)
+    for entry in plain:
+        torch.testing.assert_close(projector(atlas.entries[entry.key]), projector(entry), **TIGHT)
+    assert len(atlas.subspaces) == len(plain.subspaces)
+    factor = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert atlas.get(f"base_model.model.{factor}")["input"].shape == (-1, 16)

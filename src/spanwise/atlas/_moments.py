@@ -6,12 +6,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spanwise.linalg._arrays import peak_sign
+from spanwise.linalg.svd import truncated_svd
 from spanwise.subspace import Subspace, energy_rank
 
 MAX_DIM = 16384
 """Widest side whose n x n moments are accumulated: 1 GiB in float32."""
 WIDE_DIM = 1536
-"""Up to here sums run and are decomposed in float64; above, in float32."""
+"""Up to here sums run in float64; above, in float32, and sketches look for the basis first."""
+NARROW_DIM = 256
+"""Up to here float32 bases are decomposed in float64 too, which costs nothing."""
 
 
 def moment_bytes(dim: int, batch: int = 1) -> int:
@@ -62,7 +66,7 @@ class Moments:
             rows = rows.float()
         at = () if expert is None else (expert,)
         self.total[at] += (rows.mT @ rows).to(self.total)
-        self.sum[at] += rows.sum(0, dtype=self.sum.dtype).to(self.sum.device)
+        self.sum[at] += rows.sum(0).to(self.sum)
         self.count[at] += rows.shape[0]
 
     def add(self, other: "Moments") -> None:
@@ -114,18 +118,16 @@ def leading(moments: Moments, keep: Keep) -> Leading:
         matrix = matrix - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     if not torch.isfinite(matrix).all():
         return Leading(None, reason="its activations are not finite")
-    energies, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    energies, vectors = energies.flip(-1), vectors.flip(-1)
-    # What is below rounding of the largest is no direction of the data.
-    floor = torch.finfo(matrix.dtype).eps * matrix.shape[-1] * energies[..., :1].clamp(min=0)
-    energies = torch.where(energies > floor, energies, 0)
+    energies, vectors, total = _eigen((matrix + matrix.mT) / 2, keep)
     available = int((energies > 0).sum(-1).max())
     if available == 0:
         return Leading(None, reason="its activations are all zero")
-    kept = energy_rank(energies, keep.energy) if keep.rank is None else min(keep.rank, available)
-    total = energies.sum(-1)
+    if keep.rank is None:
+        kept = energy_rank(energies, keep.energy, total)
+    else:
+        kept = min(keep.rank, available)
     share = energies[..., :kept].sum(-1) / torch.where(total > 0, total, 1)
-    basis = _fix_signs(vectors[..., :kept])
+    basis = vectors[..., :kept] * peak_sign(vectors[..., :kept])
     return Leading(
         Subspace(
             basis.to(keep.dtype).contiguous(),
@@ -137,7 +139,33 @@ def leading(moments: Moments, keep: Keep) -> Leading:
     )
 
 
-def _fix_signs(vectors: Float[Tensor, "*batch n r"]) -> Float[Tensor, "*batch n r"]:
-    """The same columns with their largest entry positive, whatever LAPACK chose."""
-    largest = vectors.abs().argmax(-2, keepdim=True)
-    return vectors * vectors.gather(-2, largest).sign()
+def _eigen(
+    matrix: Float[Tensor, "*batch n n"], keep: Keep
+) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch n k"], Float[Tensor, "*batch"]]:
+    """Leading energies, largest first, their directions, and the total energy.
+
+    At least as many as `keep` asks for; those below rounding are zero.
+    """
+    n = matrix.shape[-1]
+    if n > WIDE_DIM:
+        total = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+        rank = keep.rank or min(256, n // 8)
+        # A few sketches cost less than one full decomposition, as long as they stay thin.
+        while rank <= n // 8:
+            vectors, energies, _ = truncated_svd(matrix, rank, method="randomized")
+            if keep.rank or (energies.sum(-1) >= keep.energy * total).all():
+                return _above_rounding(energies, matrix), vectors, total
+            rank *= 2
+    if n > NARROW_DIM and keep.dtype == torch.float32:
+        matrix = matrix.float()
+    energies, vectors = torch.linalg.eigh(matrix)
+    energies = _above_rounding(energies.flip(-1), matrix)
+    return energies, vectors.flip(-1), energies.sum(-1)
+
+
+def _above_rounding(
+    energies: Float[Tensor, "*batch k"], matrix: Float[Tensor, "*batch n n"]
+) -> Float[Tensor, "*batch k"]:
+    """Zero for what is below rounding of the largest: no direction of the data."""
+    floor = torch.finfo(matrix.dtype).eps * matrix.shape[-1] * energies[..., :1].clamp(min=0)
+    return torch.where(energies > floor, energies, 0)

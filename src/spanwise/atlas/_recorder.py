@@ -39,6 +39,8 @@ class Recorder:
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
             stack.enter_context(torch.no_grad())
+            # Compiled code would trace the hooks instead of running them.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._install(model, stack)
             for count, batch in enumerate(check_batches(data), start=1):
                 batch = moved(batch, place)
@@ -89,13 +91,18 @@ class Recorder:
         dim = side_dim(found.shape, found.layout, side)
         # What a convolution reads depends on its window, not on the tensor alone.
         view = ("conv", _window(found.module)) if found.kind == "conv" and side == "input" else ()
-        slot = self.reads.same(tensor, view, (found.name, side))
-        if slot:
+        if self.reads.same(tensor, view, (found.name, side)):
             return
         moments = Moments.zeros(dim, like=tensor, device=self.device)
         for rows in self._rows(found, side, tensor):
             if isinstance(rows, str):
                 self.skip(found.name, side, rows)
+                return
+            if rows.shape[-1] != dim:
+                reason = (
+                    f"its {side} is {rows.shape[-1]} wide, its weight says {dim}: a packed one?"
+                )
+                self.skip(found.name, side, reason)
                 return
             moments.add_rows(rows)
         self.reads.new(tensor, view, (found.name, side), moments)
