@@ -69,7 +69,7 @@ def test_a_plan_needs_neither_data_nor_a_folder():
         ("watch", ("a=b", "a=c"), "is taken"),
         ("watch", ("held_out=b",), "is taken"),
         ("alpha", 1.5, "alpha must be in"),
-        ("alpha", "swep", "alpha must be a number"),
+        pytest.param("alpha", "swep", "alpha must be a number", marks=pytest.mark.bad_input),
         ("keep", 0, "keep must be at least 1"),
         ("eval_every", 0, "eval_every must be at least 1"),
         ("save_every", -1, "save_every must be"),

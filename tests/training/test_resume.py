@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from spanwise.io.runs import RunFolder
 from spanwise.training import TrainConfig, TrainingInterrupted, train
-from spanwise.training.callbacks import Silent
 from spanwise.training.checkpoints import last_complete
+from spanwise.training.reporting import Silent
 from spanwise.training.result import history
 
 METHODS = [

@@ -11,10 +11,10 @@ from spanwise.atlas import Atlas
 from spanwise.datasets import ByteTokenizer, load_text
 from spanwise.io.runs import RunFolder
 from spanwise.training import TrainConfig, train
-from spanwise.training.callbacks import Silent
 from spanwise.training.data import pack
 from spanwise.training.evaluation import loss_on
 from spanwise.training.inputs import Texts
+from spanwise.training.reporting import Silent
 from spanwise.zoo import load_model
 
 GUARDED = ["galore", "adamw", "muon", "sgd"]

@@ -10,10 +10,11 @@ from spanwise.io import atomic_folder, write_json
 from spanwise.io.configs import to_plain
 from spanwise.io.runs import RunFolder
 from spanwise.training import alpha as alphas
-from spanwise.training.callbacks import Progress, Reporter, percent, short, size
+from spanwise.training.callbacks import Progress
 from spanwise.training.config import TrainConfig
 from spanwise.training.figures import alpha_figure, loss_figure
 from spanwise.training.inputs import Atlases, Texts, open_model
+from spanwise.training.reporting import Reporter, percent, short, size
 from spanwise.training.result import TrainResult, history, loss_rows
 from spanwise.training.trainer import RunTrainer
 from spanwise.zoo import quiet_transformers

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, de
 
 from spanwise.io.runs import RunFolder
 from spanwise.optim import state_bytes
-from spanwise.training.callbacks import Progress, Reporter, Silent, StopOnSignal
+from spanwise.training.callbacks import Progress, StopOnSignal
 from spanwise.training.checkpoints import clear_staging
 from spanwise.training.config import TrainConfig
 from spanwise.training.finish import finish
@@ -25,6 +25,7 @@ from spanwise.training.inputs import (
 )
 from spanwise.training.memory import PeakMemory
 from spanwise.training.planning import plan
+from spanwise.training.reporting import Reporter, Silent
 from spanwise.training.result import TrainResult
 from spanwise.training.resume import Start, resume_line
 from spanwise.training.telling import tell_inputs, tell_memory, tell_optimizer

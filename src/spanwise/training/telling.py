@@ -4,11 +4,11 @@ import torch
 from torch.optim import Optimizer
 
 from spanwise.optim import GaLore
-from spanwise.training.callbacks import Reporter, short, size
 from spanwise.training.config import TrainConfig
 from spanwise.training.inputs import Texts, peak_rate
 from spanwise.training.memory import available
 from spanwise.training.planning import MemoryPlan, MemoryRow
+from spanwise.training.reporting import Reporter, short, size
 from spanwise.zoo import is_pretrained
 
 
