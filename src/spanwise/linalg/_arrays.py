@@ -88,7 +88,8 @@ def qr(m: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch d r"]:
     """Q of the Householder QR decomposition whose R has a non-negative diagonal."""
     q, r = torch.linalg.qr(m)
     diagonal = torch.diagonal(r, dim1=-2, dim2=-1)
-    return q * torch.where(diagonal < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)
+    sign = torch.where(diagonal < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)
+    return q * sign if q.requires_grad else q.mul_(sign)  # autograd keeps Q itself
 
 
 def peak_sign(u: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch 1 r"]:

@@ -284,7 +284,8 @@ def _near_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) 
     """
     y = _iterate(M, M @ (sketch / scale), power - 1, scale)
     w = (y / scale).mT @ M
-    return torch.linalg.qr((w @ M.mT).mT @ _leading_eigenvectors(w @ w.mT, rank)).Q
+    image = (w @ M.mT).mT @ _leading_eigenvectors(w @ w.mT, rank)
+    return torch.linalg.qr(image).Q
 
 
 def _far_side(M: Tensor, rank: int, sketch: Tensor, power: int, scale: Tensor) -> Tensor:
@@ -303,4 +304,4 @@ def _power_step(M: Tensor, basis: Tensor, scale: Tensor) -> Tensor:
     peak = y.detach().abs().amax(dim=(-2, -1), keepdim=True)
     # At rounding level, so it decides only columns that are rounding themselves, or zero.
     keep = torch.finfo(y.dtype).eps * torch.where(peak > 0, peak, 1)
-    return qr(y + keep * basis)
+    return qr(y.addcmul_(keep, basis))
