@@ -79,7 +79,7 @@ def test_extract_tells_sizes_before_writing_and_the_next_command(folder, texts, 
     assert extract(folder, texts / "old.txt", out, "--rank", 4) == 0
     printed = capsys.readouterr().out
     assert "model.layers.1.self_attn.q_proj/k_proj/v_proj  input   32     4     12%" in printed
-    assert printed.index("writing 0.0 MB to") < printed.index("next: spanwise train")
+    assert printed.index("writing 4.7 kB to") < printed.index("next: spanwise train")
     assert f"--avoid {out}" in printed
 
 
@@ -120,7 +120,7 @@ def test_compare_puts_chance_beside_the_angles(atlases, capsys):
     assert run("compare", atlases / "old", atlases / "new") == 0
     printed = capsys.readouterr().out
     assert "by chance" in printed
-    assert "model.layers.0.self_attn.q_proj" in printed
+    assert "model.layers.0.self_attn.q_proj/k_proj/v_proj" in printed
     assert run("compare", atlases / "old", atlases / "old", "--json", "--quiet") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["shared"] == pytest.approx(1, abs=1e-5)
@@ -200,3 +200,17 @@ def test_a_resolved_configuration_runs_again(folder, texts, tmp_path, capsys):
     assert not out.exists()
     assert run("extract", "--config", config, "--quiet") == 0
     assert out.exists()
+
+
+def test_compare_draws_the_angles_beside_random_ones(atlases, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "angles.svg"
+    assert run("compare", atlases / "old", atlases / "new", "--plot", plot) == 0
+    assert f"heat map: {plot}" in capsys.readouterr().out
+    text = plot.read_text()
+    assert "A and random subspaces" in text
+    assert "mlp.down_proj" in text
+    again = tmp_path / "again.svg"
+    run("compare", atlases / "old", atlases / "new", "--plot", again, "--quiet")
+    assert again.read_bytes() == plot.read_bytes()
+    assert run("compare", atlases / "old", atlases / "new", "--plot", tmp_path / "a.pdf") == 1
