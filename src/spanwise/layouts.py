@@ -25,6 +25,8 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 _TRANSPOSED = ("transposed", "experts_transposed")
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 
+_PEFT = re.compile(r"\.(base_layer|modules_to_save\.[^.]+)\.")
+
 
 def strip_prefixes(name: str) -> str:
     """The name a parameter has without DDP, `torch.compile`, FSDP and PEFT around it.
@@ -36,7 +38,7 @@ def strip_prefixes(name: str) -> str:
     name = _WRAPPERS.sub("", name).lstrip(".")
     while name.startswith(("module.", "base_model.model.")):
         name = name.removeprefix("module.").removeprefix("base_model.model.")
-    return name.replace(".base_layer.", ".")
+    return _PEFT.sub(".", name)
 
 
 def is_transposed(layout: Layout) -> bool:

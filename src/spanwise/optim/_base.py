@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spanwise.atlas import Atlas
-from spanwise.layouts import Layout, layout_of, stored_matrix
+from spanwise.layouts import Layout, layout_of, stored_matrix, strip_prefixes
 from spanwise.optim._constraint import BiasRule
 from spanwise.optim._constraints import Constraints, merge_names
 from spanwise.optim._groups import (
@@ -24,7 +24,7 @@ from spanwise.optim._groups import (
     check_rank,
     resolve_aliases,
 )
-from spanwise.optim._report import OptimizerReport, build_report
+from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
 
 
 class GroupedOptimizer(Optimizer):
@@ -57,6 +57,7 @@ class GroupedOptimizer(Optimizer):
         self._members: dict[int, list[Member]] = {}
         self._warned_nonfinite = False
         self._constraints = Constraints()
+        self._rules: dict[str, Any] = {}
         defaults["side"] = GALORE_SIDES.get(defaults["side"], defaults["side"])
         super().__init__(params, defaults)
         if not any(group["rank"] for group in self.param_groups):
@@ -74,12 +75,16 @@ class GroupedOptimizer(Optimizer):
         resolve_aliases(group, self.aliases)
         super().add_param_group(group)
         group = self.param_groups[-1]
+        self._members.clear()
         try:
             self._check_group(group)
-        except (TypeError, ValueError):
+            if self._rules:
+                self._constraints = Constraints.resolve(merge_names(self, None), **self._rules)
+                self._fit_ranks()
+        except (TypeError, ValueError, NotImplementedError):
             self.param_groups.pop()
+            self._members.clear()
             raise
-        self._members.clear()
 
     def _check_group(self, group: dict[str, Any]) -> None:
         _check_number("lr", group["lr"], 0, math.inf)
@@ -153,10 +158,11 @@ class GroupedOptimizer(Optimizer):
     ) -> None:
         """Replace what updates avoid and stay within; every basis is redrawn at the next step."""
         if avoid is None and within is None:
-            self._constraints = Constraints()
+            self._constraints, self._rules = Constraints(), {}
         else:
             named = merge_names(self, None)
             self._constraints = Constraints.resolve(named, avoid, within, bias=bias)
+            self._rules = {"avoid": avoid, "within": within, "bias": bias}
             self._fit_ranks()
         for state in self.state.values():
             if "refreshed" in state:
@@ -174,7 +180,7 @@ class GroupedOptimizer(Optimizer):
                 f"{len(clipped)} parameters have fewer free directions than rank and use what is "
                 f"left, the first: {name} with rank {free}. A lower rank or a smaller atlas "
                 "silences this.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _free_rank(self, member: Member) -> int:
@@ -197,7 +203,8 @@ class GroupedOptimizer(Optimizer):
                     yield member, group
 
     def _state_dtype(self, p: Tensor) -> torch.dtype:
-        if self.compat or p.dtype == torch.float64:
+        # A basis rounded to bfloat16 would lead 4e-3 of every update out of the constraint.
+        if (self.compat and not len(self._constraints)) or p.dtype == torch.float64:
             return p.dtype
         return torch.float32
 
@@ -211,7 +218,8 @@ class GroupedOptimizer(Optimizer):
         """Load a state; float32 bases and moments of half-precision weights stay float32.
 
         Raises:
-            ValueError: If the saved groups have another rank or side than this optimizer's.
+            ValueError: If the saved groups have another rank or side than this optimizer's, or
+                name other parameters.
         """
         for i, (ours, saved) in enumerate(
             zip(self.param_groups, state_dict["param_groups"], strict=False)
@@ -223,6 +231,13 @@ class GroupedOptimizer(Optimizer):
                         f"optimizer {ours.get(key)!r}; build it with the checkpoint's {key}, or "
                         "start without the optimizer's state."
                     )
+            names = [[strip_prefixes(n) for n in g.get("param_names", ())] for g in (ours, saved)]
+            for here, there in zip(*names, strict=False):
+                if here != there:
+                    raise ValueError(
+                        f"the checkpoint's group {i} has {there} where this optimizer has {here}; "
+                        "build it from the same parameters in the same order."
+                    )
         super().load_state_dict(state_dict)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         ours = [p for group in self.param_groups for p in group["params"]]
@@ -230,9 +245,28 @@ class GroupedOptimizer(Optimizer):
             for key, value in state_dict["state"].get(i, {}).items():
                 # torch casts floating state to the parameter's dtype; ours keeps its own.
                 if isinstance(value, Tensor):
-                    device = p.device if value.ndim else value.device
+                    device = value.device if key in COUNTERS else p.device
                     self.state[p][key] = value.to(device, copy=True)
         self._members.clear()
+        for member, _ in self._projected():
+            state = self.state.get(member.parameter, {})
+            if "refreshed" in state and not self._obeys(member, state):
+                state["refreshed"].fill_(-1)
+
+    def _obeys(self, member: Member, state: dict[str, Any]) -> bool:
+        """Whether a loaded basis keeps the constraint; one saved under another atlas does not."""
+        constraint = self._constraints.get(member.name, member.parameter)
+        if constraint is None or constraint.frozen:
+            return True
+        sides = {"basis_left": constraint.rows, "basis_right": constraint.columns}
+        for key, allowed in sides.items():
+            if allowed is None or key not in state:
+                continue
+            basis = state[key].to(self._state_dtype(member.parameter))
+            tolerance = 1e-5 if basis.dtype == torch.float32 else 1e-10
+            if float((basis - allowed.rows(basis)).norm()) > tolerance * basis.shape[-1] ** 0.5:
+                return False
+        return True
 
     def report(self) -> OptimizerReport:
         """What is projected, guarded and left plain, and the bytes of optimizer state."""

@@ -45,6 +45,8 @@ class SideConstraint:
                 "avoid and within on the same side of stacked experts are not supported together; "
                 "give one of them."
             )
+        dtype = torch.promote_types(avoid.dtype, within.dtype)
+        avoid, within = (_in_dtype(basis, _working(dtype)) for basis in (avoid, within))
         # {K c : A^T K c = 0}: the null space of the small matrix A^T K.
         _, values, vh = torch.linalg.svd(avoid.mT @ within, full_matrices=True)
         null = int((values > 1e-6).sum())
@@ -89,15 +91,18 @@ class SideConstraint:
 
         `moved` remembers: layers that read one activation share one basis, on a GPU too.
         """
-        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        dtype = _working(like.dtype)
         moved = {} if moved is None else moved
 
         def move(basis: Tensor | None) -> Tensor | None:
             if basis is None:
                 return None
-            # The basis itself is remembered too, so that its id stays taken.
             key = (id(basis), like.device, dtype)
-            return moved.setdefault(key, (basis, basis.to(like.device, dtype)))[1]
+            held = moved.get(key)
+            # A copied or unpickled memory has the ids of another process.
+            if held is None or held[0] is not basis:
+                held = moved[key] = (basis, _in_dtype(basis.to(like.device), dtype))
+            return held[1]
 
         return SideConstraint(move(self.blocked), move(self.allowed))
 
@@ -117,13 +122,11 @@ class Constraint:
     """No update at all: nothing is left, or a bias that an input entry freezes."""
     sides: tuple[Side, ...] = field(default=())
 
-    @property
-    def any_basis(self) -> Tensor | None:
-        """One of the bases held, to see on which device and in which dtype they are."""
-        for side in (self.rows, self.columns, self.vector):
-            if side is not None:
-                return side.blocked if side.blocked is not None else side.allowed
-        return None
+    def fits(self, like: Tensor) -> bool:
+        """Whether every basis is where `like` is, in a precision fit for its dtype."""
+        held = [s for s in (self.rows, self.columns, self.vector) if s is not None]
+        bases = [b for s in held for b in (s.blocked, s.allowed) if b is not None]
+        return all(b.device == like.device and b.dtype == _working(like.dtype) for b in bases)
 
     def to(self, like: Tensor, moved: Moved | None = None) -> "Constraint":
         """The same on `like`'s device and in a precision fit for its dtype."""
@@ -157,6 +160,16 @@ class Constraint:
         """Norm of the part of `update` that the constraint forbids, relative to its norm."""
         norm = update.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
         return (update.float() - self.apply(update).float()).norm() / norm
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _in_dtype(basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """The basis in `dtype`, orthonormal to its rounding: I - UU^T projects only then."""
+    wide = basis.to(dtype)
+    return orthonormalize(wide) if dtype.itemsize > basis.dtype.itemsize else wide
 
 
 def weight_constraint(

@@ -1,5 +1,6 @@
 """From atlases and names to the constraint of every parameter of an optimizer."""
 
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas, Entry
-from spanwise.layouts import Side, is_transposed, stored_matrix, strip_prefixes
+from spanwise.atlas._entry import LORA_FACTOR
+from spanwise.layouts import Side, is_transposed, map_dims, stored_matrix, strip_prefixes
 from spanwise.optim._constraint import (
     BiasRule,
     Constraint,
@@ -35,11 +37,7 @@ class Constraints:
         constraint = self.by_name.get(name)
         if constraint is None:
             return None
-        basis = constraint.any_basis
-        if basis is not None and (
-            basis.device != like.device
-            or (like.dtype == torch.float64) != (basis.dtype == torch.float64)
-        ):
+        if not constraint.fits(like):
             constraint = self.by_name[name] = constraint.to(like, self._moved)
         return constraint
 
@@ -65,8 +63,8 @@ class Constraints:
                 responses to the protected inputs exactly; `"allow"` lets all outputs shift.
 
         Raises:
-            ValueError: If an atlas matches no parameter, or an entry does not fit the
-                parameter of its name.
+            ValueError: If an atlas matches no parameter, an entry does not fit the parameter
+                of its name, or a guarded map has trainable parts that cannot be held.
         """
         self = cls()
         if avoid is None and within is None:
@@ -78,12 +76,15 @@ class Constraints:
         for name, p in table.items():
             found: dict[str, dict[Side, Entry]] = {}
             for word, atlas in (("avoid", avoid), ("within", within)):
-                found[word] = {} if atlas is None else _entries_for(atlas, name)
+                found[word] = {} if atlas is None else atlas.get(name)
                 matched[word] += len(found[word])
                 for entry in found[word].values():
                     _check_fit(name, p, entry, word)
             if any(found.values()):
-                self._add(name, p, found, table, bias)
+                self._add(name, p, found)
+        for word, hits in self._add_biases(table, avoid, within, bias).items():
+            matched[word] += hits
+        _check_parts(table, self.by_name, avoid, within)
         for word, atlas in (("avoid", avoid), ("within", within)):
             if atlas is not None and not matched[word]:
                 raise ValueError(_no_match(word, atlas, list(table)))
@@ -91,14 +92,14 @@ class Constraints:
             warnings.warn(
                 f"{len(self.frozen)} parameters have no free direction left and stay frozen, "
                 f"the first: {self.frozen[0]}. A lower energy or rank in the atlas frees them.",
-                stacklevel=4,
+                stacklevel=5,
             )
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in table.values()):
             warnings.warn(
                 "half-precision weights round every write, which leaks a few per cent of the "
                 "update into the guarded directions over a few hundred steps; train a float32 "
                 "master copy for the full guarantee.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return self
 
@@ -107,14 +108,9 @@ class Constraints:
         name: str,
         p: Tensor,
         found: dict[str, dict[Side, Entry]],
-        table: dict[str, Tensor],
-        bias: BiasRule,
     ) -> None:
         entry = next(iter((found["avoid"] or found["within"]).values()))
-        bases = {
-            word: {side: e.subspace.basis for side, e in entries.items()}
-            for word, entries in found.items()
-        }
+        bases = _bases(found)
         lora = _lora_factor(name)
         if lora is not None:
             keep: Side = "input" if lora == "A" else "output"
@@ -128,33 +124,83 @@ class Constraints:
         self.by_name[name] = constraint
         if constraint.frozen:
             self.frozen.append(name)
-        bias_name = next((e.bias for d in found.values() for e in d.values() if e.bias), None)
-        other = table.get(strip_prefixes(bias_name)) if bias_name and lora is None else None
-        if other is None:
-            return
-        frozen = "input" in constraint.sides and bias == "freeze"
-        vector = constraint.columns if is_transposed(constraint.layout) else constraint.rows
-        if frozen or (vector is not None and "output" in constraint.sides):
-            self.by_name[strip_prefixes(str(bias_name))] = Constraint(
-                "linear",
-                vector=vector if "output" in constraint.sides else None,
-                frozen=frozen,
-                sides=("output",),
+
+    def _add_biases(
+        self, table: dict[str, Tensor], avoid: Atlas | None, within: Atlas | None, bias: BiasRule
+    ) -> dict[str, int]:
+        """Hold the biases of all maps, also of those whose weight itself does not train."""
+        matched = {"avoid": 0, "within": 0}
+        for name in dict.fromkeys(n for a in (avoid, within) if a is not None for n in a.names):
+            found = {
+                word: {} if atlas is None else atlas.get(name)
+                for word, atlas in (("avoid", avoid), ("within", within))
+            }
+            entries = [e for held in found.values() for e in held.values()]
+            names = dict.fromkeys(n for e in entries for n in _bias_names(e, table))
+            if not names:
+                continue
+            bases = _bases(found)
+            whole = weight_constraint(entries[0].layout, bases["avoid"], bases["within"])
+            frozen = "input" in whole.sides and bias == "freeze"
+            vector = whole.columns if is_transposed(whole.layout) else whole.rows
+            vector = vector if "output" in whole.sides else None
+            for bias_name in names if frozen or vector is not None else ():
+                self.by_name[bias_name] = Constraint(
+                    "linear", vector=vector, frozen=frozen, sides=("output",)
+                )
+                for word in matched:
+                    matched[word] += bool(found[word])
+        return matched
+
+
+def _bases(found: dict[str, dict[Side, Entry]]) -> dict[str, dict[Side, Tensor]]:
+    return {
+        word: {side: e.subspace.basis for side, e in entries.items()}
+        for word, entries in found.items()
+    }
+
+
+def _bias_names(entry: Entry, table: dict[str, Tensor]) -> list[str]:
+    """The trainable biases of an entry's map: the one it names, or those beside its weights."""
+    if entry.bias is not None:
+        names = [strip_prefixes(entry.bias)]
+    else:
+        # Sources that saw tensors and no module (deltas, adapters) do not know the bias.
+        names = [
+            re.sub(r"(^|\.)weight$", r"\1bias", n) if n.endswith("weight") else f"{n}_bias"
+            for n in (entry.name, *entry.aliases)
+        ]
+    batch, m, _ = map_dims(entry.shape, entry.layout)
+    return [n for n in names if n in table and tuple(table[n].shape) == (*batch, m)]
+
+
+def _check_parts(
+    table: dict[str, Tensor],
+    held: dict[str, Constraint],
+    avoid: Atlas | None,
+    within: Atlas | None,
+) -> None:
+    """Refuse what changes a guarded map by another way than its weight, its bias or LoRA."""
+    atlases = [a for a in (avoid, within) if a is not None]
+    maps = {n for a in atlases for e in a for n in (e.name, *e.aliases)}
+    for name in table:
+        if name in held or name in maps or _lora_factor(name):
+            continue
+        parts = name.split(".")
+        modules = (".".join(parts[:i]) for i in range(1, len(parts)))
+        on = next((m for m in modules if f"{m}.weight" in maps), None)
+        if on is not None and name != f"{on}.bias":
+            raise ValueError(
+                f"{name} changes the map of {on}.weight, which the atlas covers, in a way that "
+                "cannot be held (DoRA's magnitudes, adapters other than LoRA, parametrized "
+                "weights). Freeze it with requires_grad_(False), or leave the map out with "
+                "atlas.select(...)."
             )
 
 
-def _entries_for(atlas: Atlas, name: str) -> dict[Side, Entry]:
-    entries = atlas.get(name)
-    if entries or _lora_factor(name) is None:
-        return entries
-    return atlas.get(name.split(".lora_")[0] + ".weight")
-
-
 def _lora_factor(name: str) -> str | None:
-    for factor in ("A", "B"):
-        if f".lora_{factor}." in name:
-            return factor
-    return None
+    found = LORA_FACTOR.fullmatch(name)
+    return None if found is None else found["factor"]
 
 
 def _check_lora_start(name: str, p: Tensor, constraint: Constraint) -> None:
@@ -164,7 +210,8 @@ def _check_lora_start(name: str, p: Tensor, constraint: Constraint) -> None:
     if inside > 1e-3:
         raise ValueError(
             f"LoRA factor {name} starts with {inside:.0%} of its norm in the forbidden directions; "
-            "call spanwise.optim.project_lora_(model, atlas) on the fresh adapter (B = 0) first."
+            "call spanwise.optim.project_lora_(model, avoid=..., within=...) with the same atlases "
+            "on the fresh adapter (B = 0) first."
         )
 
 
@@ -191,8 +238,12 @@ def _no_match(word: str, atlas: Atlas, names: list[str]) -> str:
 
 
 @torch.no_grad()
-def project_lora_(model: torch.nn.Module, avoid: Atlas) -> int:
+def project_lora_(
+    model: torch.nn.Module, avoid: Atlas | None = None, within: Atlas | None = None
+) -> int:
     """Project every fresh LoRA factor A of `model` off `avoid`'s input directions, in place.
+
+    With `within`, into that atlas's input directions.
 
     With B = 0 the model's function does not change. Returns the number of factors projected.
 
@@ -204,14 +255,16 @@ def project_lora_(model: torch.nn.Module, avoid: Atlas) -> int:
     for name, a in parameters.items():
         if _lora_factor(name) != "A":
             continue
-        entries = _entries_for(avoid, name)
-        if "input" not in entries:
+        found = [None if atlas is None else atlas.get(name) for atlas in (avoid, within)]
+        bases = [e["input"].subspace.basis if e and "input" in e else None for e in found]
+        side = SideConstraint.build(*bases)
+        if side is None:
             continue
         b = parameters.get(name.replace(".lora_A.", ".lora_B."))
         if b is not None and bool(b.any()):
             raise ValueError(f"{name}: its factor B is not zero; project before training.")
-        side = SideConstraint(blocked=entries["input"].subspace.basis).to(a)
-        a.copy_(side.columns(a.to(side.blocked.dtype)))  # pyrefly: ignore
+        side = side.to(a)
+        a.copy_(side.columns(a if a.dtype == torch.float64 else a.float()))
         count += 1
     return count
 

@@ -90,7 +90,7 @@ class SubspaceOptimizer(GroupedOptimizer):
             grads = [p.grad for p in parameters]
             targets: list[Tensor] = list(parameters)
             if guarded:
-                grads = [constraint.apply(p.grad) for p, constraint in batch]
+                grads = [constraint.apply(p.grad).to(p.dtype) for p, constraint in batch]
                 targets = [torch.zeros_like(p) for p in parameters]
             decay, lr = group["weight_decay"], float(group["lr"])
             self._adam(
@@ -199,6 +199,8 @@ class SubspaceOptimizer(GroupedOptimizer):
             # A zero gradient has no subspace: torch's checkpoint helpers step once with zeros.
             if largest > 0:
                 self._refresh(group, member, state, g)
+            elif constraint is not None and int(state["refreshed"]) < 0 and _has_basis(state):
+                return None  # the basis is from before this constraint, and moments are not zero
         return self._projector(group, member, state)
 
     def refresh_due(self, member: Member, group: dict[str, Any]) -> bool:
@@ -240,9 +242,15 @@ class SubspaceOptimizer(GroupedOptimizer):
     def _refresh(
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:
-        fresh = int(state["refreshed"]) < 0 and not any(
-            bool(state[key].any()) for key in ("basis_left", "basis_right") if key in state
-        )
+        keys = [key for key in ("basis_left", "basis_right") if key in state]
+        if any(state[key].shape[-1] != self.rank_of(member, group) for key in keys):
+            # A constraint came or went and left another rank: new coordinates, new moments.
+            step = state["step"]
+            self._init_state(group, member, state)
+            state["step"], state["moments_from"] = step, step.clone()
+        for key in (*keys, "exp_avg", "exp_avg_sq"):
+            state[key] = state[key].to(self._state_dtype(member.parameter))
+        fresh = int(state["refreshed"]) < 0 and not _has_basis(state)
         changes: dict[str, Tensor | None] = {"left": None, "right": None}
         sides: tuple[Side, Side] = ("left", "right")
         for which, side in enumerate(sides):
@@ -259,7 +267,8 @@ class SubspaceOptimizer(GroupedOptimizer):
         if not fresh:
             transfer_(
                 group["moments"], state["exp_avg"], state["exp_avg_sq"], changes["left"],
-                changes["right"], step=float(state["step"]), betas=group["betas"],
+                changes["right"], betas=group["betas"],
+                step=float(state["step"]) - float(state.get("moments_from", 0)),
             )  # fmt: skip
             if group["moments"] == "reset":
                 state["moments_from"] = state["step"].clone()
@@ -274,15 +283,17 @@ class SubspaceOptimizer(GroupedOptimizer):
         old: Tensor | None,
         generator: torch.Generator,
     ) -> Tensor:
-        if self.compat:
-            return _lapack_basis(g, self.rank_of(member, group), side)
+        rank = self.rank_of(member, group)
+        constraint = self._constraints.get(member.name, member.parameter)
+        if self.compat and constraint is None:
+            return _lapack_basis(g, rank, side)
         return find_basis(
             g,
-            self.rank_of(member, group),
+            rank,
             side,
             method=group["svd"],
-            old=old,
-            constraint=self._constraints.get(member.name, member.parameter),
+            old=None if self.compat else old,
+            constraint=constraint,
             generator=generator,
         )
 
@@ -333,6 +344,10 @@ class SubspaceOptimizer(GroupedOptimizer):
         projector.lift_add_(w, x, scale)
         if decay and self.compat:
             w.mul_(1 - lr * decay)
+
+
+def _has_basis(state: dict[str, Any]) -> bool:
+    return any(bool(state[k].any()) for k in ("basis_left", "basis_right") if k in state)
 
 
 def _lapack_basis(g: Tensor, rank: int, side: str) -> Tensor:

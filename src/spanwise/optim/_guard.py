@@ -18,14 +18,29 @@ class Guard:
     and weight decay pulls, each of which leads back into the forbidden directions.
     """
 
-    def __init__(self, optimizer: Optimizer, constraints: Constraints, named: list[Any]) -> None:
-        self.constraints = constraints
-        self._guarded = [(n, p) for n, p in named if constraints.get(n, p) is not None]
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        avoid: Atlas | None,
+        within: Atlas | None,
+        model: nn.Module | None,
+        bias: BiasRule,
+    ) -> None:
+        self._optimizer, self._atlases, self._model, self._bias = (
+            optimizer, (avoid, within), model, bias
+        )  # fmt: skip
+        self._match()
         self._before: dict[str, Tensor] = {}
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
         ]
+
+    def _match(self) -> None:
+        named = merge_names(self._optimizer, self._model)
+        self.constraints = Constraints.resolve(named, *self._atlases, bias=self._bias)
+        self._guarded = [(n, p) for n, p in named if self.constraints.get(n, p) is not None]
+        self._size = _count(self._optimizer)
 
     @property
     def names(self) -> list[str]:
@@ -36,6 +51,7 @@ class Guard:
         """Take the guard off again."""
         for handle in self._handles:
             handle.remove()
+        del self._optimizer.spanwise_guard  # pyrefly: ignore
 
     def _constraint(self, name: str, p: Tensor) -> Constraint:
         constraint = self.constraints.get(name, p)
@@ -44,6 +60,8 @@ class Guard:
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _count(optimizer) != self._size:  # add_param_group came after the guard
+            self._match()
         has_closure = bool(args and args[0] is not None) or kwargs.get("closure") is not None
         for name, p in self._guarded:
             # A closure makes its gradients inside the step; then only the step is projected.
@@ -60,6 +78,10 @@ class Guard:
             if before is not None:
                 update = self._constraint(name, p).apply(p - before)
                 p.copy_(before + update)
+
+
+def _count(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def guard(
@@ -99,7 +121,8 @@ def guard(
         >>> opt = guard(torch.optim.AdamW(model.named_parameters()), avoid=atlas)
         ... # doctest: +SKIP
     """
-    if not isinstance(optimizer, Optimizer):
+    # accelerate's wrapper calls itself an Optimizer, but its step runs no hooks.
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; guard "
             "the optimizer before an accelerator wraps it."
@@ -110,7 +133,5 @@ def guard(
         raise ValueError(
             "the optimizer is guarded already; call optimizer.spanwise_guard.remove()."
         )
-    named = merge_names(optimizer, model)
-    constraints = Constraints.resolve(named, avoid, within, bias=bias)
-    optimizer.spanwise_guard = Guard(optimizer, constraints, named)  # pyrefly: ignore
+    optimizer.spanwise_guard = Guard(optimizer, avoid, within, model, bias)  # pyrefly: ignore
     return optimizer

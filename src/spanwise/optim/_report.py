@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["projected", "plain", "frozen"]
 
+COUNTERS = ("step", "refreshed", "moments_from")
+"""State that is no moment or basis: 0-dim tensors that stay where they are, on the CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
@@ -149,8 +152,8 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(
         value.numel() * value.element_size()
         for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor) and value.ndim > 0
+        for key, value in state.items()
+        if isinstance(value, Tensor) and key not in COUNTERS
     )
 
 

@@ -52,6 +52,11 @@ def adam_(
         return
     beta1, beta2 = betas
     if fused_available(params):
+        # The kernel walks raw memory: a gradient in another order would update wrong entries.
+        grads = [
+            g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for p, g in zip(params, grads, strict=True)
+        ]
         steps = [step.to(params[0].device)] * len(params)
         torch._fused_adamw_(
             params,

@@ -28,10 +28,15 @@ class MuonWithAdamW(Optimizer):
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        self._parts: list[Optimizer] | None = None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._divide()
+
+    def _divide(self) -> None:
+        lr, weight_decay = self.defaults["lr"], self.defaults["weight_decay"]
         matrices = [g for g in self.param_groups if g.get("rank")]
         plain = [g for g in self.param_groups if not g.get("rank")]
-        self._parts: list[Optimizer] = []
+        self._parts = []
         if matrices:
             muon = torch.optim.Muon(
                 [p for g in matrices for p in g["params"]],
@@ -53,17 +58,20 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
+        for part in self._parts or ():
             part.step()
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load both parts' states."""
-        super().load_state_dict(state_dict)
-        matrices = [g for g in self.param_groups if g.get("rank")]
-        plain = [g for g in self.param_groups if not g.get("rank")]
-        for part, groups in zip(self._parts, [g for g in (matrices, plain) if g], strict=True):
-            _share(part, groups, self)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; with a `rank` it goes to Muon."""
+        super().add_param_group(param_group)
+        if self._parts is not None:
+            self._divide()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Loading, copying and unpickling replace the groups and the state that the parts share.
+        super().__setstate__(state)
+        self._divide()
 
 
 def _share(part: Optimizer, groups: list[dict[str, Any]], whole: Optimizer) -> Optimizer:
