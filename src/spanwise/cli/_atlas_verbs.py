@@ -240,7 +240,7 @@ def _tell_angles(comparison: AtlasComparison, terminal: Terminal) -> None:
 
 
 def _plot(comparison: AtlasComparison, path: Path, terminal: Terminal) -> None:
-    from spanwise.atlas._figures import angle_map
+    from spanwise.cli._atlas_figure import angle_map
 
     for file in angle_map(comparison, path):
         terminal.say(f"heat map: {file}")

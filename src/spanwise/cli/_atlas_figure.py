@@ -1,4 +1,4 @@
-"""Pictures of atlases."""
+"""The picture of `spanwise atlas compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path
