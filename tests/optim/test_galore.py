@@ -9,6 +9,7 @@ from torch import nn
 from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
+from spanwise.optim._projector import DenseProjector
 
 SIDES = ["left", "right", "full", "short", "long"]
 
@@ -203,15 +204,38 @@ def test_refresh_does_not_depend_on_lapack_signs(monkeypatch):
     assert torch.allclose(*runs, atol=1e-12, rtol=0)
 
 
-def test_left_basis_ignores_orthogonal_mixing_of_columns():
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_basis_ignores_orthogonal_mixing_of_the_other_side(side):
     g = gradients(8, 12, 1)[0]
-    q = torch.linalg.qr(gradients(12, 12, 1, seed=4)[0]).Q
+    n = 12 if side == "left" else 8
+    q = torch.linalg.qr(gradients(n, n, 1, seed=4)[0]).Q
     bases = []
-    for grad in (g, g @ q):
+    for grad in (g, g @ q if side == "left" else q @ g):
         w = matrix(8, 12)
-        optimizer = run(w, [grad], group={"rank": 3}, side="left", svd="exact")
-        bases.append(optimizer.state[w]["basis_left"])
+        optimizer = run(w, [grad], group={"rank": 3}, side=side, svd="exact")
+        bases.append(optimizer.state[w][f"basis_{side}"])
     assert torch.allclose(*[b @ b.mT for b in bases], atol=1e-10)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("rank", [4, 9])
+def test_projecting_twice_is_projecting_once_and_full_rank_keeps_the_gradient(side, rank):
+    g, w = gradients(9, 14, 1)[0], matrix(9, 14)
+    state = run(w, [g], group={"rank": rank}, side=side, svd="exact").state[w]
+    projector = DenseProjector(state.get("basis_left"), state.get("basis_right"))
+    once = projector.lift(projector.project(g))
+    assert torch.allclose(projector.lift(projector.project(once)), once, atol=1e-12, rtol=0)
+    # Without moments the step is this: at full rank the whole gradient, below it the best part.
+    values = torch.linalg.svdvals(g)
+    assert (once - g).norm() == pytest.approx(float(values[rank:].norm()), abs=1e-12)
+
+
+def test_zero_gradient_decays_and_does_nothing_else():
+    w = matrix(8, 6)
+    start = w.detach().clone()
+    zeros = [torch.zeros(8, 6, dtype=torch.float64)] * 3
+    run(w, zeros, group={"rank": 2}, lr=0.1, weight_decay=0.5)
+    assert torch.allclose(w.detach(), start * 0.95**3, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "mirror"), [("left", "right"), ("right", "left")])
@@ -336,7 +360,7 @@ def test_without_refresh_it_stalls_at_the_complement_of_the_basis():
 
 
 @pytest.mark.parametrize("moments", ["keep", "rotate", "project_aware", "reset"])
-def test_unchanged_basis_makes_every_transfer_but_reset_a_no_op(moments):
+def test_unchanged_basis_makes_every_transfer_a_no_op(moments):
     g = gradients(8, 6, 1)[0]
     weights_ = []
     for every in (2, 100):
