@@ -334,6 +334,32 @@ def test_convolutions_with_other_windows_do_not_share():
     assert a is not b
 
 
+def test_one_tensor_read_along_two_axes_is_two_activations():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix = nn.Conv1d(2, 5, 1), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.mix(self.conv(x))
+
+    model, x = Mixer().double(), torch.randn(6, 2, 5).double()
+    atlas = Atlas.from_activations(model, [x], sides=("input", "output"), energy=0.7)
+    y = model.conv(x).detach()
+    for name, side, rows in (
+        ("conv.weight", "output", y.mT.reshape(-1, 5)),
+        ("mix.weight", "input", y.reshape(-1, 5)),
+    ):
+        reference, _ = leading_projector(rows, 0.7)
+        torch.testing.assert_close(projector(atlas.get(name)[side]), reference, **TIGHT)
+
+
+def test_what_one_layer_writes_and_the_next_reads_is_one_activation():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    atlas = Atlas.from_activations(model, [torch.randn(9, 4)], sides=("input", "output"))
+    assert atlas.get("0.weight")["output"].subspace is atlas.get("1.weight")["input"].subspace
+
+
 def test_embeddings_are_skipped_by_default_and_recorded_on_request(llama, ids):
     assert "model.embed_tokens.weight" not in Atlas.from_activations(llama, [{"input_ids": ids}])
     atlas = Atlas.from_activations(

@@ -69,8 +69,11 @@ class Recorder:
         for found in self.maps:
             if found.kind == "experts":
                 continue
-            handle = found.module.register_forward_hook(self._hook(found), with_kwargs=True)
-            stack.callback(handle.remove)
+            # A weight that two layers hold reads what both of them read.
+            tied = [m for m in found.others if type(m) is type(found.module)]
+            for module in (found.module, *tied):
+                handle = module.register_forward_hook(self._hook(found), with_kwargs=True)
+                stack.callback(handle.remove)
         if experts:
             stack.enter_context(watch_experts(model, experts, self))
 
@@ -89,8 +92,7 @@ class Recorder:
             self.skip(found.name, side, f"its {side} is no tensor but {type(tensor).__name__}")
             return
         dim = side_dim(found.shape, found.layout, side)
-        # What a convolution reads depends on its window, not on the tensor alone.
-        view = ("conv", _window(found.module)) if found.kind == "conv" and side == "input" else ()
+        view = _view(found, side)
         if self.reads.same(tensor, view, (found.name, side)):
             return
         moments = Moments.zeros(dim, like=tensor, device=self.device)
@@ -161,5 +163,11 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _window(conv: nn.Module) -> tuple:
+def _view(found: LinearMap, side: Side) -> tuple:
+    """How rows are taken from a tensor: two layers share it only if they do so alike."""
+    conv = found.module
+    if found.kind != "conv":
+        return ()
+    if side == "output":
+        return ("channels",)
     return (conv.kernel_size, conv.stride, conv.dilation, conv.padding, conv.padding_mode)
