@@ -115,6 +115,8 @@ class LinearMap:
     """Name of the bias that is added to this map's output, if any."""
     aliases: tuple[str, ...] = ()
     """Other names of the same tensor (tied weights)."""
+    others: tuple[nn.Module, ...] = ()
+    """Other modules that hold the same tensor."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,6 +148,10 @@ def linear_maps(model: nn.Module, *, embeddings: bool = False) -> Iterator[Linea
         names.setdefault(id(parameter), []).append(strip_prefixes(name))
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     seen: set[int] = set()
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(module)
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             found = _kind_of(module, attribute, parameter)
@@ -167,6 +173,7 @@ def linear_maps(model: nn.Module, *, embeddings: bool = False) -> Iterator[Linea
                 kind=kind,
                 bias=names[id(bias)][0] if id(bias) in names else None,
                 aliases=tuple(aliases),
+                others=tuple(m for m in holders[id(parameter)] if m is not module),
             )
 
 

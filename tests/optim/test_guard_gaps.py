@@ -219,6 +219,35 @@ def test_a_bias_obeys_when_the_atlas_does_not_name_it_or_trains_alone(side, froz
         assert leak(e, (model[0].bias - start).unsqueeze(-1)) < 1e-12
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6).double(), nn.Linear(6, 6).double()
+        self.second.weight = self.first.weight
+
+    def inner(self, x):
+        return torch.tanh(self.first(x)) * torch.tensor([1.0, 1, 0, 0, 0, 0])
+
+    def forward(self, x):
+        return self.second(self.inner(x))
+
+
+def test_a_weight_that_two_layers_hold_keeps_what_both_read():
+    torch.manual_seed(0)
+    model = Tied()
+    x = torch.randn(40, 1, dtype=torch.float64) @ torch.randn(1, 6, dtype=torch.float64)
+    atlas = Atlas.from_activations(model, [x], energy=1.0)
+    # The first layer reads a line, the second two coordinates.
+    inner = model.inner(x).detach()
+    v = atlas.get("second.weight")["input"].subspace.basis
+    assert v.shape[1] == 3
+    assert (inner - inner @ v @ v.mT).norm() < 1e-6 * inner.norm()
+    optimizer = guard(torch.optim.AdamW(model.named_parameters(), lr=1e-2), avoid=atlas)
+    before = model(x).detach()
+    take(optimizer)
+    assert torch.allclose(model(x), before, atol=1e-8)
+
+
 def test_a_removed_guard_can_be_replaced():
     a = weight(12, 10)
     optimizer = guard(torch.optim.AdamW([("a", a)]), avoid=Atlas([entry("a")]))

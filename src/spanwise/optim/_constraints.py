@@ -161,15 +161,15 @@ def _bases(found: dict[str, dict[Side, Entry]]) -> dict[str, dict[Side, Tensor]]
 
 
 def _bias_names(entry: Entry, table: dict[str, Tensor]) -> list[str]:
-    """The trainable biases of an entry's map: the one it names, or those beside its weights."""
+    """The trainable biases of an entry's map: the one it names and those beside its weights."""
+    # Sources that saw tensors and no module (deltas, adapters) do not know the bias, and layers
+    # with a tied weight have one each.
+    names = [
+        re.sub(r"(^|\.)weight$", r"\1bias", n) if n.endswith("weight") else f"{n}_bias"
+        for n in (entry.name, *entry.aliases)
+    ]
     if entry.bias is not None:
-        names = [strip_prefixes(entry.bias)]
-    else:
-        # Sources that saw tensors and no module (deltas, adapters) do not know the bias.
-        names = [
-            re.sub(r"(^|\.)weight$", r"\1bias", n) if n.endswith("weight") else f"{n}_bias"
-            for n in (entry.name, *entry.aliases)
-        ]
+        names.append(strip_prefixes(entry.bias))
     batch, m, _ = map_dims(entry.shape, entry.layout)
     return [n for n in names if n in table and tuple(table[n].shape) == (*batch, m)]
 
