@@ -317,6 +317,20 @@ def test_nonfinite_gradient_raises_when_asked():
         )
 
 
+def test_nonfinite_gradient_raises_before_other_parameters_move():
+    first, plain, bad = matrix(8, 6), matrix(3, 3), matrix(8, 6, seed=1)
+    optimizer = GaLore([{"params": [plain]}, {"params": [first, bad], "rank": 2}],
+                       on_nonfinite="raise")  # fmt: skip
+    before = [p.detach().clone() for p in (first, plain)]
+    for p in (first, plain, bad):
+        p.grad = torch.ones_like(p)
+    bad.grad[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="#2 at a basis refresh"):
+        optimizer.step()
+    assert all(map(torch.equal, (first, plain), before))
+    assert not optimizer.state
+
+
 def test_staggered_refreshes_spread_over_the_interval():
     params = [(f"w{i}", matrix(6, 5, seed=i)) for i in range(4)]
     optimizer = GaLore([{"params": params, "rank": 2}], refresh_every=8, stagger=True)

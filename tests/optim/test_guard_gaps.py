@@ -248,6 +248,14 @@ def test_a_weight_that_two_layers_hold_keeps_what_both_read():
     assert torch.allclose(model(x), before, atol=1e-8)
 
 
+@pytest.mark.parametrize("spoilt", [2.0, float("nan")])
+def test_a_basis_that_is_not_of_unit_columns_is_refused(spoilt):
+    e = entry("a")
+    e.subspace.basis[:, 1] *= spoilt
+    with pytest.raises(ValueError, match="a, input side, has columns that are not of length 1"):
+        guard(torch.optim.AdamW([("a", weight(12, 10))]), avoid=Atlas([e]))
+
+
 def test_a_removed_guard_can_be_replaced():
     a = weight(12, 10)
     optimizer = guard(torch.optim.AdamW([("a", a)]), avoid=Atlas([entry("a")]))

@@ -224,6 +224,13 @@ def _check_fit(name: str, p: Tensor, entry: Entry, word: str) -> None:
             f"{tuple(p.shape)}. It was made from another model; extract one from this model."
         )
     stored_matrix(p.detach(), entry.layout)
+    basis = entry.subspace.basis
+    lengths = basis.detach().to(torch.promote_types(basis.dtype, torch.float32)).norm(dim=-2)
+    if not bool(((lengths - 1).abs() < 1e-2).all()):
+        raise ValueError(
+            f"{word}: the basis of {name}, {entry.side} side, has columns that are not of length "
+            "1, so it projects nothing. Make it with Subspace.from_matrix or linalg.orthonormalize."
+        )
 
 
 def _no_match(word: str, atlas: Atlas, names: list[str]) -> str:

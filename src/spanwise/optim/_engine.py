@@ -54,7 +54,7 @@ class SubspaceOptimizer(GroupedOptimizer):
         Raises:
             RuntimeError: If a gradient is sparse (before anything changes).
             FloatingPointError: If a gradient at a refresh is not finite and
-                `on_nonfinite="raise"`.
+                `on_nonfinite="raise"` (before anything changes).
         """
         loss = None
         if closure is not None:
@@ -66,6 +66,8 @@ class SubspaceOptimizer(GroupedOptimizer):
             for member in members:
                 _check_gradient(member)
             work.append((group, members))
+        if self.on_nonfinite == "raise":
+            self._refuse_early(work)
         for group, members in work:
             if group["rank"]:
                 self._projected_step(group, members)
@@ -296,6 +298,17 @@ class SubspaceOptimizer(GroupedOptimizer):
             constraint=constraint,
             generator=generator,
         )
+
+    def _refuse_early(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        for group, members in work:
+            for member in members if group["rank"] else ():
+                p = member.parameter
+                constraint = self._constraints.get(member.name, p)
+                if constraint is not None and constraint.frozen:
+                    continue
+                due = not self.state.get(p) or self.refresh_due(member, group)
+                if due and not bool(torch.isfinite(self._gradient(member, full=False)).all()):
+                    self._refuse(member)
 
     def _refuse(self, member: Member) -> None:
         message = (
