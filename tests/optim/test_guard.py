@@ -447,3 +447,12 @@ class TestBadInput:
         p = nn.Parameter(torch.ones(24, 10, dtype=torch.bfloat16))
         with pytest.warns(UserWarning, match="float32 master copy"):
             guard(torch.optim.SGD([("tall", p)], lr=0.1), avoid=atlas)
+
+
+def test_the_report_counts_atlas_weights_that_do_not_train():
+    atlas = make_atlas(("output",))
+    parameters = {n: p for n, p in make_parameters().items() if n in ("tall", "wide")}
+    optimizer = OPTIMIZERS["galore-short"](parameters, 0.0, avoid=atlas)
+    report = optimizer.report()
+    assert sorted(report.idle) == ["conv", "conv1d", "expert", "square"]
+    assert "4 weights of the atlas do not train here" in str(report)

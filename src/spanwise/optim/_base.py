@@ -90,6 +90,8 @@ class GroupedOptimizer(Optimizer):
         _check_number("lr", group["lr"], 0, math.inf)
         _check_number("eps", group["eps"], 0, math.inf)
         _check_number("weight_decay", group["weight_decay"], 0, math.inf)
+        if len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}.")
         for i, beta in enumerate(group["betas"]):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}.")
@@ -102,8 +104,8 @@ class GroupedOptimizer(Optimizer):
         every = group["refresh_every"]
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"refresh_every must be an int of at least 1, got {every!r}.")
-        if not group["scale"] > 0:
-            raise ValueError(f"scale must be above 0, got {group['scale']}.")
+        if not 0 < group["scale"] < math.inf:
+            raise ValueError(f"scale must be finite and above 0, got {group['scale']}.")
         names = group.get("param_names") or [f"#{i}" for i in range(len(group["params"]))]
         for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
             if p.is_complex():
@@ -274,5 +276,5 @@ class GroupedOptimizer(Optimizer):
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if not low <= float(value) <= high:
-        raise ValueError(f"{name} must be at least {low:g}, got {value}.")
+    if not low <= float(value) < high:
+        raise ValueError(f"{name} must be finite and at least {low:g}, got {value}.")

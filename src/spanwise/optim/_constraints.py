@@ -19,6 +19,8 @@ from spanwise.optim._constraint import (
     weight_constraint,
 )
 
+_LORA_SUFFIX = re.compile(r"\.lora_[AB](\.[^.]+)?\.weight$")
+
 
 @dataclass
 class Constraints:
@@ -29,6 +31,8 @@ class Constraints:
 
     by_name: dict[str, Constraint] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
+    """Weights that an atlas knows and this optimizer does not train: frozen, or left out."""
     _moved: Moved = field(default_factory=dict, repr=False)
 
     def get(self, name: str, like: Tensor) -> Constraint | None:
@@ -85,6 +89,9 @@ class Constraints:
         for word, hits in self._add_biases(table, avoid, within, bias).items():
             matched[word] += hits
         _check_parts(table, self.by_name, avoid, within)
+        trained = {strip_prefixes(_LORA_SUFFIX.sub(".weight", name)) for name in table}
+        known = dict.fromkeys(n for a in (avoid, within) if a is not None for n in a.names)
+        self.idle = [name for name in known if name not in trained]
         for word, atlas in (("avoid", avoid), ("within", within)):
             if atlas is not None and not matched[word]:
                 raise ValueError(_no_match(word, atlas, list(table)))

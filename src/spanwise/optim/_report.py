@@ -42,6 +42,8 @@ class OptimizerReport:
 
     method: str
     rows: tuple[ReportRow, ...]
+    idle: tuple[str, ...] = ()
+    """Weights of the atlas that this optimizer does not train."""
 
     def _count(self, kind: Kind) -> int:
         return sum(row.kind == kind for row in self.rows)
@@ -78,6 +80,8 @@ class OptimizerReport:
 
     def __str__(self) -> str:
         frozen = f", {self.frozen} frozen" if self.frozen else ""
+        if self.idle:
+            frozen += f" ({len(self.idle)} weights of the atlas do not train here)"
         return (
             f"{self.method}: {self.projected} tensors projected, {self.plain} AdamW, "
             f"{self.guarded} guarded{frozen}; state {self.state_bytes / 1e6:.1f} MB "
@@ -144,7 +148,7 @@ def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
                     adamw_bytes=adamw,
                 )
             )
-    return OptimizerReport(optimizer.method, tuple(rows))
+    return OptimizerReport(optimizer.method, tuple(rows), tuple(optimizer._constraints.idle))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
