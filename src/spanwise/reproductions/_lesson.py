@@ -67,7 +67,7 @@ class Settings:
     """Nats per byte of learning at which arms are compared."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """Grid of rates, common to all arms."""
-    extensions: int = 2
+    extensions: int = 3
     """How many rates an arm's grid may grow by while its best lies on the edge."""
     tuning_seeds: tuple[int, ...] = (0,)
     """Seeds that choose the rates."""
