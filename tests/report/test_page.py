@@ -1,5 +1,7 @@
 import base64
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -214,3 +216,13 @@ def test_text_has_enough_contrast(dark):
     for kind in ("good", "half", "bad", "none"):
         assert contrast(colour[kind], colour[f"{kind}-wash"]) >= 4.5, kind
         assert contrast(colour[kind], colour["card"]) >= 4.5, kind
+
+
+def test_the_report_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, spanwise.report as r; r.build_gallery, r.run_cells, r.Result; "
+        "sys.exit(' '.join({'torch', 'matplotlib', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from spanwise.io import write_json
 from spanwise.report._worker import source_digest
 
 Cell = Mapping[str, Any]
@@ -30,6 +31,12 @@ _THREADS = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
+)
+
+
+_SERVE = (
+    "import json, sys; from spanwise.report._worker import main; "
+    "main(sys.argv[1], json.loads(sys.argv[2]))"
 )
 
 
@@ -169,8 +176,6 @@ class Workers:
 
     def _keep(self, key: str, cell: Cell, record: Record) -> None:
         if self.cache is not None:
-            from spanwise.io import write_json
-
             self.cache.mkdir(parents=True, exist_ok=True)
             write_json(self.cache / f"{key}.json", {"cell": dict(cell), **record})
 
@@ -185,7 +190,7 @@ class _Child:
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "TOKENIZERS_PARALLELISM": "0"}
         # A session of its own: Ctrl-C reaches the parent only, which then ends the children.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "spanwise.report._worker", target, json.dumps(sys.path)],
+            [sys.executable, "-c", _SERVE, target, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from spanwise.io import write_bytes
 from spanwise.report._blocks import Block, inline, join_blocks
 
 LOGO = (
@@ -44,8 +45,6 @@ def write_page(path: str | Path, title: str, blocks: Sequence[Block], *, footer:
         >>> blocks = [Text("What we saw.", lead=True), Table(["arm", "loss"], [["AdamW", 2.18]])]
         >>> write_page("page.html", "A run", blocks)  # doctest: +SKIP
     """
-    from spanwise.io import write_bytes
-
     path = Path(path)
     page = render_page(title, blocks, footer=footer)
     path.parent.mkdir(parents=True, exist_ok=True)

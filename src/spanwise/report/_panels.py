@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from spanwise import plots
 from spanwise.plots._style import PALETTE, style
 from spanwise.report._blocks import Figure
 from spanwise.report._result import Result
@@ -50,8 +51,6 @@ def save_panels(panels: Sequence[Panel], result: Result, path: str | Path) -> Pa
     Raises:
         ModuleNotFoundError: If matplotlib is missing; the message holds the install line.
     """
-    from spanwise import plots
-
     with style():
         count = len(panels)
         figure, axes = plots.figure(1, count, width=_WIDTH * count, height=_HEIGHT, squeeze=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from spanwise.io import write_bytes
 from spanwise.report._verdict import Check, Verdict
 
 FORMAT = "spanwise-result"
@@ -91,8 +92,6 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON file, whole or not at all."""
-        from spanwise.io import write_bytes
-
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)

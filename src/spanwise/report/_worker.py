@@ -41,13 +41,20 @@ def loaded_sources(roots: set[str]) -> dict[str, str | None]:
     files = {
         str(getattr(module, "__file__", None))
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in roots
+        # What runs cells and shows them cannot change what they compute.
+        if name.partition(".")[0] in roots and not name.startswith("spanwise.report")
     }
     return {f: source_digest(f) for f in sorted(files) if f.endswith(".py")}
 
 
-def main(target: str) -> None:
-    """Serve cells of `target`, written "module:function", until the input ends."""
+def main(target: str, path: list[str]) -> None:
+    """Serve cells of `target`, written "module:function", until the input ends.
+
+    Args:
+        target: The function of a cell.
+        path: Where modules are found, `sys.path` of the parent.
+    """
+    sys.path[:] = path
     # Prints inside a cell must not mix with the answers, so these keep a private copy of stdout.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -68,8 +75,3 @@ def main(target: str) -> None:
         answer["peak_bytes"] = peak_bytes()
         answer["sources"] = loaded_sources({"spanwise", module.partition(".")[0]})
         print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    sys.path[:] = json.loads(sys.argv[2])
-    main(sys.argv[1])
