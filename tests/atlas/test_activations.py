@@ -360,6 +360,17 @@ def test_what_one_layer_writes_and_the_next_reads_is_one_activation():
     assert atlas.get("0.weight")["output"].subspace is atlas.get("1.weight")["input"].subspace
 
 
+def test_a_weight_that_two_layers_hold_reads_what_both_read():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    model[2].weight = model[0].weight
+    x = torch.randn(9, 4).double()
+    atlas = Atlas.from_activations(model, [x], energy=0.7)
+    both = torch.cat([x, model[:2](x).detach()])
+    reference, _ = leading_projector(both, 0.7)
+    torch.testing.assert_close(projector(atlas.get("2.weight")["input"]), reference, **TIGHT)
+    assert atlas.names == ("0.weight",)
+
+
 def test_embeddings_are_skipped_by_default_and_recorded_on_request(llama, ids):
     assert "model.embed_tokens.weight" not in Atlas.from_activations(llama, [{"input_ids": ids}])
     atlas = Atlas.from_activations(
