@@ -27,7 +27,8 @@ class Progress(TrainerCallback):
         report: Who is told.
         tokens: Tokens that all processes read in a step.
         state_bytes: Called for the bytes of optimizer state held now.
-        outside: Called for the share of the update outside the atlas, if there is one.
+        outside: Called for the share of the update outside the atlas, if there is an atlas; None
+            while there is no update.
         baseline: Losses before training, by text, when resuming.
         latest: Losses at the last evaluation, when resuming.
     """
@@ -41,19 +42,18 @@ class Progress(TrainerCallback):
         *,
         tokens: int,
         state_bytes: Callable[[], int],
-        outside: Callable[[], float] | None = None,
+        outside: Callable[[], float | None] | None = None,
         baseline: dict[str, float] | None = None,
         latest: dict[str, float] | None = None,
     ) -> None:
         self._run = run
         self._report = report
         self._tokens = tokens
-        self._state_bytes = state_bytes
+        self.state_bytes = state_bytes
         self._outside = outside
         self.baseline = dict(baseline or {})
         self.latest: dict[str, float] = dict(latest or {})
         self.latest_step = -1
-        self.held_bytes = 0
         self.share: float | None = None
         self._losses: list[tuple[int, torch.Tensor]] = []
         self._started: float | None = None
@@ -104,7 +104,7 @@ class Progress(TrainerCallback):
         self._total_steps += self._steps
         left = (state.max_steps - state.global_step) * self._total_seconds / self._total_steps
         self._seconds, self._steps = 0.0, 0
-        self.held_bytes = held = self._state_bytes()
+        held = self.state_bytes()
         self._event(
             "log",
             step=state.global_step,
@@ -117,9 +117,10 @@ class Progress(TrainerCallback):
         width = len(str(state.max_steps))
         parts = [f"step {state.global_step:>{width}}/{state.max_steps}", f"loss {loss:.3f}"]
         parts += [f"{name} {self._compared(name)}" for name in self.latest]
-        parts += [f"{short(speed)} tok/s", f"state {size(held)}"]
+        # A narrow terminal cuts the line: what matters most comes first.
         if self.share is not None:
             parts.append(f"outside atlas {percent(self.share)}")
+        parts += [f"{short(speed)} tok/s", f"state {size(held)}"]
         if left > 1:
             parts.append(f"{clock(left)} left")
         self._report.live("  ".join(parts))

@@ -27,7 +27,7 @@ def loss_figure(events: Sequence[dict[str, Any]]) -> "Figure":
         colour = plots.PALETTE[index % len(plots.PALETTE)]
         ax.plot(*zip(*points, strict=True), "o-", markersize=4, color=colour, label=label)
     ax.set(xlabel="step", ylabel="loss (nats per token)")
-    ax.legend()
+    ax.legend(fontsize=9)
     return fig
 
 
@@ -52,14 +52,14 @@ def alpha_figure(points: Sequence[AlphaPoint]) -> "Figure":
     plots.frontier(
         ax,
         curves,
-        xlabel="forgotten: rise of the watched loss (nats per token)",
+        xlabel="forgotten: rise of the watched loss (nats per token); labels are alpha",
         ylabel="learned: fall of the held-out loss",
     )
     for curve in curves.values():
         for point, place in zip(points, curve, strict=True):
             if point.alpha in (0.5, 1.0):
                 ax.annotate(
-                    f"alpha {point.alpha:g}", place, xytext=(6, -10), textcoords="offset points"
+                    f"{point.alpha:g}", place, xytext=(7, -3), textcoords="offset points", size=8.5
                 )
     return fig
 

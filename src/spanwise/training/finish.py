@@ -61,7 +61,7 @@ def finish(
         before=progress.baseline,
         after=after,
         tokens_per_second=progress.tokens_per_second,
-        state_bytes=progress.held_bytes,
+        state_bytes=progress.state_bytes(),
         predicted_bytes=predicted,
         measured_bytes=measured,
         inside=share.inside if share is not None else None,
@@ -116,11 +116,12 @@ def _tell(result: TrainResult, report: Reporter) -> None:
         names = list(result.alphas[0].losses)
         report.table(["alpha", *names], alphas.rows(result.alphas))
     report.say()
-    report.say(f"speed   {short(result.tokens_per_second)} tokens/s")
-    report.say(
-        f"memory  predicted {size(result.predicted_bytes)}, measured "
-        f"{size(result.measured_bytes)}; optimizer state {size(result.state_bytes)}"
-    )
+    if result.tokens_per_second:  # a finished run that is only swept trains nothing
+        report.say(f"speed   {short(result.tokens_per_second)} tokens/s")
+        report.say(
+            f"memory  predicted {size(result.predicted_bytes)}, measured "
+            f"{size(result.measured_bytes)}; optimizer state {size(result.state_bytes)}"
+        )
     if result.outside is not None:
         report.say(
             f"atlas   {percent(result.outside)} of the update lies outside, {result.inside:.1e} "

@@ -80,7 +80,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
     start.check_texts(texts.digests)
     predicted = plan(config)
     arguments = _arguments(config, start)
-    tell_inputs(config, texts, arguments.device, report)
+    tell_inputs(config, texts, arguments, report)
     tell_memory(predicted[config.optimizer.method], arguments.device, report)
 
     memory = PeakMemory(arguments.device)
@@ -201,10 +201,10 @@ def _outside(model: PreTrainedModel, atlases: Atlases) -> Any:
     if atlases.shown is None:
         return None
 
-    def outside() -> float:
+    def outside() -> float | None:
         share = atlases.share(model)
-        assert share is not None
-        return share.outside
+        # The first step of a warm-up moves nothing: 0 of 0 lies nowhere.
+        return share.outside if share is not None and share.inside + share.outside else None
 
     return outside
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch.optim import Optimizer
+from transformers import TrainingArguments
 
 from spanwise.optim import GaLore
 from spanwise.training.config import TrainConfig
@@ -12,10 +13,12 @@ from spanwise.training.reporting import Reporter, short, size
 from spanwise.zoo import is_pretrained
 
 
-def tell_inputs(config: TrainConfig, texts: Texts, device: torch.device, report: Reporter) -> None:
+def tell_inputs(
+    config: TrainConfig, texts: Texts, arguments: TrainingArguments, report: Reporter
+) -> None:
     """The model, the texts, and how far the steps go."""
     origin = "pretrained" if is_pretrained(config.model) else f"fresh weights, seed {config.seed}"
-    report.say(f"model   {config.model} ({origin}), {config.precision} on {device}")
+    report.say(f"model   {config.model} ({origin}), {config.precision} on {arguments.device}")
     learned, held = texts.learned, texts.looked_at["held_out"]
     data = texts.data["data"]
     report.say(
@@ -25,12 +28,13 @@ def tell_inputs(config: TrainConfig, texts: Texts, device: torch.device, report:
     for name, blocks in texts.looked_at.items():
         if name != "held_out":
             report.say(f"watch   {name} = {texts.data[name].name}: {len(blocks)} sequences")
-    schedule = config.schedule
-    sequences = schedule.steps * schedule.batch * schedule.accumulate
-    tokens = sequences * config.texts.sequence
+    schedule, processes = config.schedule, arguments.world_size
+    together = schedule.batch * schedule.accumulate * processes
+    tokens = schedule.steps * together * config.texts.sequence
+    several = f" on {processes} processes" if processes > 1 else ""
     report.say(
-        f"steps   {schedule.steps} of {schedule.batch * schedule.accumulate} sequences: "
-        f"{short(tokens)} tokens, {sequences / len(learned):.2g} passes over the text; peak rate "
+        f"steps   {schedule.steps} of {together} sequences{several}: {short(tokens)} tokens, "
+        f"{schedule.steps * together / len(learned):.2g} passes over the text; peak rate "
         f"{peak_rate(config):g}"
     )
 

@@ -160,6 +160,7 @@ def training_arguments(
             use_cpu=config.device == "cpu",
             train_sampling_strategy="sequential",  # the stream is shuffled already
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
             disable_tqdm=True,
             report_to=[],
             dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
