@@ -121,7 +121,7 @@ def test_a_missing_column_is_an_error_with_the_nearest_name(write):
         load_text(write("a.csv", "question\nhello\n"), text="qestion")
 
 
-@pytest.mark.parametrize("source", ["nope.txt", "./nope", "/no/such/place", "*.nothing"])
+@pytest.mark.parametrize("source", ["nope.txt", "./nope", "/no/such/place", "*.nothing", "nope"])
 def test_a_missing_source_is_an_error_that_says_where_it_looked(source):
     with pytest.raises(FileNotFoundError, match="from /"):
         load_text(source)

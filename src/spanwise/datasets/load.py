@@ -17,7 +17,8 @@ BUILTIN: dict[str, Callable[[], TextData]] = {
     "python-docs": python_docs,
     "unicode-names": unicode_names,
 }
-_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?(@[\w.\[\]:%-]+)?")
+# An owner is asked for: a misspelled name of ours must not wait for a network.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?(@[\w.\[\]:%-]+)?")
 
 
 def names() -> list[str]:
@@ -103,7 +104,8 @@ def _paths(source: str) -> list[Path]:
         if "*" in source or "?" in source:
             raise FileNotFoundError(f"no file matches {source!r} (from {Path.cwd()}).")
     known = suffix_of(path) in {*READERS, ".txt", ".md", ".rst", ".py", ".json"}
-    if known or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+    local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if known or local or (path.parent != Path() and path.parent.is_dir()):
         raise FileNotFoundError(f"no file or folder at {source!r} (from {Path.cwd()}).")
     return []
 

@@ -24,6 +24,12 @@ _WIKITEXT = (
 )
 
 ASSETS: dict[str, Asset] = {
+    "clinc150": Asset(
+        path="clinc150/data_full.json",
+        url="https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c/data/data_full.json",
+        sha256="9473b147c37b042e9a10d93faf976d8770464f5cc84646d4ac0bc2625a9632e0",
+        licence="CC BY 3.0",
+    ),
     "wikitext2-valid": Asset(
         path="wikitext2/valid.txt",
         url=_WIKITEXT + "valid.txt",

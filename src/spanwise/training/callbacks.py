@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from spanwise.io.runs import RunFolder
 from spanwise.training.reporting import Reporter, clock, percent, short, size
@@ -29,6 +29,7 @@ class Progress(TrainerCallback):
         state_bytes: Called for the bytes of optimizer state held now.
         outside: Called for the share of the update outside the atlas, if there is an atlas; None
             while there is no update.
+        patience: Seconds after which a line is due even before its step.
         baseline: Losses before training, by text, when resuming.
         latest: Losses at the last evaluation, when resuming.
     """
@@ -43,6 +44,7 @@ class Progress(TrainerCallback):
         tokens: int,
         state_bytes: Callable[[], int],
         outside: Callable[[], float | None] | None = None,
+        patience: float = math.inf,
         baseline: dict[str, float] | None = None,
         latest: dict[str, float] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Progress(TrainerCallback):
         self._report = report
         self._tokens = tokens
         self.state_bytes = state_bytes
+        self._patience = patience
         self._outside = outside
         self.baseline = dict(baseline or {})
         self.latest: dict[str, float] = dict(latest or {})
@@ -70,16 +73,15 @@ class Progress(TrainerCallback):
         if self._started is None:
             self._started = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the step's loss on its device; reading it each time would wait for the GPU."""
         loss = self.trainer.step_loss
         self.trainer.step_loss = None
         if loss is not None:
             self._losses.append((state.global_step, loss))
         self._steps += 1
-        if control.should_training_stop:
+        quiet_for = self._seconds + time.perf_counter() - (self._started or 0.0)
+        if control.should_training_stop or quiet_for > self._patience:
             control.should_log = True
         if control.should_log or control.should_evaluate or control.should_save:
             # Evaluations and saves follow: they are no training, so the clock stops here.
@@ -89,9 +91,9 @@ class Progress(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Any,
+        state: Any,
+        control: Any,
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
@@ -127,9 +129,9 @@ class Progress(TrainerCallback):
 
     def on_evaluate(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Any,
+        state: Any,
+        control: Any,
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
@@ -145,7 +147,7 @@ class Progress(TrainerCallback):
             self.share = self._outside()
         self._event("eval", step=state.global_step, losses=self.latest, outside=self.share)
 
-    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the checkpoint."""
         self._event("checkpoint", step=state.global_step)
 
@@ -200,13 +202,13 @@ class StopOnSignal(TrainerCallback):
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop after this step if asked to."""
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
 
-    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The same after an evaluation, which may have taken the signal."""
         if state.global_step:
             self.on_step_end(args, state, control)

@@ -150,7 +150,7 @@ class RecordOptions:
     """What is evaluated, shown and saved along the way."""
 
     log_every: int | None = None
-    """Steps between two progress lines; about 25 in all by default."""
+    """Steps between two lines; by default about 25 lines, and one after ten seconds at most."""
     eval_every: int | None = None
     """Steps between two evaluations; ten in all by default. The first comes before training."""
     eval_sequences: int = 64

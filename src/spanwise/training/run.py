@@ -1,5 +1,6 @@
 """One training run, from checked inputs to a saved model."""
 
+import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -102,6 +103,8 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
             tokens=_tokens_in_a_step(config, arguments),
             state_bytes=lambda: state_bytes(_bare(trainer.optimizer)),
             outside=_outside(model, atlases),
+            # Processes keep different time, but must log together.
+            patience=10.0 if config.record.log_every is None and _alone(arguments) else math.inf,
             baseline=start.baseline,
             latest=start.latest,
         )
@@ -207,6 +210,10 @@ def _outside(model: PreTrainedModel, atlases: Atlases) -> Any:
         return share.outside if share is not None and share.inside + share.outside else None
 
     return outside
+
+
+def _alone(arguments: TrainingArguments) -> bool:
+    return arguments.world_size == 1
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:
