@@ -192,6 +192,11 @@ def test_mixed_precision_and_half_weights_run(options):
         ({"avoid": "no.safetensors"}, "no atlas at no.safetensors"),
         ({"model": "llama-2m"}, "no model at 'llama-2m'"),
         ({"watch": {"old": "nope.txt"}}, "no file or folder"),
+        pytest.param(
+            {"device": "cuda"},
+            "sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -157,7 +157,12 @@ def peak_rate(config: TrainConfig) -> float:
 
 
 def check_shape(config: TrainConfig) -> None:
-    """Raise `ValueError` for what the model's shape already rules out, before weights load."""
+    """Raise `ValueError` for what machine and model rule out, before weights load."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device = cuda, but torch {torch.__version__} sees no GPU. Leave --device out, or "
+            "install a build of torch for your GPU."
+        )
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank, width = resolve_rank(config, shape.hidden_size), shape.hidden_size
     if config.optimizer.method == "galore" and rank >= width:
