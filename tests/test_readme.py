@@ -1,6 +1,8 @@
 """What the README shows works, on the kinds of model that readers bring."""
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,17 @@ def test_the_block_is_about_ten_lines():
     lines = [line for line in _python_block().splitlines() if line and not line.startswith("#")]
     imports = [line for line in lines if line.startswith(("from", "import"))]
     assert len(lines) - len(imports) <= 10
+
+
+def test_the_numbers_beside_the_picture_are_the_committed_results():
+    rows = json.loads((ROOT / "results" / "demo.json").read_text())["rows"]
+    forgot = {row["arm"]: [] for row in rows}
+    for row in rows:
+        forgot[row["arm"]].append(row["forgot_at_level"])
+    means = {arm: statistics.fmean(values) for arm, values in forgot.items()}
+    ours = means.pop("galore_avoid")
+    assert f"**{ours:.3f}** nats" in README
+    assert f"**{min(means.values()):.3f}** for the best control" in README
 
 
 def test_the_table_of_methods_is_the_catalogs():
