@@ -129,6 +129,8 @@ def _spread(rows: Sequence[Row], arm: str, name: str, metric: Metric) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     if metric.unit == "B" or not spread:
         return format_value(mean, metric.unit)
+    if abs(mean) < 1e-4:  # a row of zeros says less than a power of ten
+        return f"{mean:.1e} ± {spread:.0e}"
     digits = max(0, 1 - math.floor(math.log10(spread)))
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
@@ -165,7 +167,9 @@ def _runs(result: Result) -> list[Block]:
         (result.rows, "Fresh seeds, which judge."),
         (result.sweep, "Runs that chose the settings."),
     ):
-        keys = list(dict.fromkeys(key for row in rows for key in row))
+        # Curves are for figures; a table holds one value a cell.
+        curves = {key for row in rows for key, value in row.items() if isinstance(value, list)}
+        keys = [k for k in dict.fromkeys(key for row in rows for key in row) if k not in curves]
         body = [[_entry(result, key, row) for key in keys] for row in sorted(rows, key=order)]
         if body:
             heads = [_head(result, key) for key in keys]
