@@ -133,9 +133,11 @@ def test_interrupting_ends_the_children(sample, tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            import sys
+            import signal
             import cell_sample
             from spanwise.report import Workers
+            # A parent that runs in the background may hand down an ignored Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             with Workers(cell_sample.slow, 2) as pool:
                 def ready(**news):
                     print(*(c.process.pid for c in pool._children), flush=True)
