@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from spanwise.report import format_value
 from spanwise.training.planning import MemoryPlan
@@ -13,6 +13,7 @@ METHODS = ("adamw", "galore")
 """Rows of the memory plan; the rivals that the demo does not train are left out."""
 
 
+@runtime_checkable
 class Screen(Protocol):
     """Where the demo speaks; the command line's terminal is one."""
 
