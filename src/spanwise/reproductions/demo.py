@@ -76,10 +76,10 @@ LEVELS = {"unicode-names": 0.8, "python-docs": 0.35}
 
 RATES = {
     "unicode-names": dict(
-        adamw=3e-4, adamw_low=1.5e-4, galore=1e-2, galore_random=1e-2, galore_avoid=3e-2
+        adamw=3e-4, adamw_low=1.5e-4, galore=3e-3, galore_random=1e-2, galore_avoid=3e-2
     ),
     "python-docs": dict(
-        adamw=1e-3, adamw_low=5e-4, galore=1e-2, galore_random=1e-2, galore_avoid=3e-2
+        adamw=3e-3, adamw_low=1.5e-3, galore=1e-2, galore_random=1e-2, galore_avoid=9e-2
     ),
 }
 """What the committed sweeps chose; a single showing does not sweep."""
