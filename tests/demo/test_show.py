@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 
 from spanwise.atlas import Atlas
 from spanwise.cli import main
+from spanwise.demo.show import continue_text
 from spanwise.io import open_tensors
 from spanwise.report import Result
 from spanwise.reproductions import demo as experiment
@@ -107,3 +108,11 @@ def test_ctrl_c_gives_130_and_the_command(cache, tmp_path, capsys, monkeypatch):
     assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 130
     assert "spanwise demo --quick" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_continuation_depends_on_the_model_alone(lesson):
+    model = new_model(QUICK, lesson.file)
+    first = continue_text(model, "def ", 12)
+    torch.rand(3)
+    assert continue_text(model, "def ", 12) == first
+    assert model.training

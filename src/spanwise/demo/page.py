@@ -68,7 +68,7 @@ def write(
             [
                 Code(prompt),
                 Table(
-                    ["", "greedy continuation"],
+                    ["", "continuation, drawn with the same random numbers"],
                     [[row.label, f"`{_quiet(row.continuation)}`"] for row in rows],
                     words=(0, 1),
                 ),

@@ -92,7 +92,7 @@ def arms_table(rows: Sequence[Shown]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def one_line(text: str, width: int = 64) -> str:
+def one_line(text: str, width: int = 72) -> str:
     """Source code on one line: runs of blanks shortened, ends of lines shown."""
     lines = [line.strip() for line in text.splitlines()]
     joined = " ⏎ ".join(line for line in lines if line)

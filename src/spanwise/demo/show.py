@@ -19,10 +19,12 @@ from spanwise.reproductions._lesson import Lesson, Settings, Texts, losses_of, n
 from spanwise.reproductions.demo import ARMS, OURS
 from spanwise.training import MemoryPlan, TrainConfig, alpha, plan
 
-PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, name):\n        self."
+PROMPT = "    def __init__(self, name):\n        self.name = name\n\n    def "
 """The start of an old text."""
-CONTINUED = 72
+CONTINUED = 84
 """Bytes of a continuation."""
+TEMPERATURE = 0.4
+"""Of a continuation; the likeliest byte alone would soon repeat itself."""
 SEVEN_BILLION = TrainConfig.flat(
     "llama-7b", plan=True, rank=1024, batch=1, sequence=2048, precision="bfloat16"
 )
@@ -77,7 +79,9 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
     report.table(*screens.arms_table(shown))
     report.say("Nats per byte on held-out text; the share is measured on the written files.")
 
-    report.say(screens.heading(4, f"One old prompt, continued: {PROMPT!r}"))
+    report.say(
+        screens.heading(4, f"One old prompt, continued with the same random numbers:\n\n{PROMPT}…")
+    )
     base = continue_text(new_model(settings, lesson.file), PROMPT, CONTINUED)
     continued = [["before the lesson", screens.one_line(base)]]
     continued += [[row.label, screens.one_line(row.continuation)] for row in shown]
@@ -177,12 +181,15 @@ def _shown(
 
 @torch.no_grad()
 def continue_text(model: nn.Module, prompt: str, count: int) -> str:
-    """The likeliest byte, `count` times."""
-    tokenizer = ByteTokenizer()
+    """Draw `count` bytes; every model meets the same random numbers, so that only they differ."""
+    tokenizer, generator = ByteTokenizer(), torch.Generator().manual_seed(0)
     ids = torch.tensor([tokenizer.encode(prompt)])
     model.eval()
     for _ in range(count):
-        following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+        logits = model(input_ids=ids).logits[:, -1]
+        below = torch.softmax(logits / TEMPERATURE, dim=-1).cumsum(dim=-1)
+        threshold = torch.rand(1, 1, generator=generator) * below[:, -1:]
+        following = (below < threshold).sum(dim=-1, keepdim=True)
         ids = torch.cat([ids, following], dim=1)
     model.train()
     return tokenizer.decode(ids[0, -count:].tolist())
