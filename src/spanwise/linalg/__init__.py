@@ -16,6 +16,7 @@ from spanwise.linalg.bases import (
     union,
 )
 from spanwise.linalg.growing import GrowingBasis
+from spanwise.linalg.sketches import hadamard_transform, srht_basis
 from spanwise.linalg.svd import SVD, captured_energy, top_subspace, truncated_svd
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "complement",
     "coordinates",
     "distance",
+    "hadamard_transform",
     "intersection",
     "lift",
     "orthonormalize",
@@ -34,6 +36,7 @@ __all__ = [
     "project",
     "random_basis",
     "reject",
+    "srht_basis",
     "top_subspace",
     "truncated_svd",
     "union",
