@@ -184,9 +184,9 @@ def test_flipping_and_permuting_basis_with_moments_changes_nothing():
 
 
 def test_refresh_does_not_depend_on_lapack_signs(monkeypatch):
-    import spanwise.optim._projector as projector
+    import spanwise.optim._bases as bases
 
-    real, calls = projector.top_subspace, []
+    real, calls = bases.top_subspace, []
 
     def flipped(*args, **kwargs):
         calls.append(1)
@@ -196,7 +196,7 @@ def test_refresh_does_not_depend_on_lapack_signs(monkeypatch):
 
     runs = []
     for function in (real, flipped):
-        monkeypatch.setattr(projector, "top_subspace", function)
+        monkeypatch.setattr(bases, "top_subspace", function)
         w = matrix(9, 8)
         run(w, gradients(9, 8, 9), group={"rank": 4}, lr=1e-2, svd="exact", refresh_every=3)
         runs.append(w.detach())

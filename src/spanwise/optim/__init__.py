@@ -3,12 +3,16 @@
 from spanwise.optim._constraints import project_lora_
 from spanwise.optim._groups import ParamGroups, param_groups
 from spanwise.optim._guard import Guard, guard
-from spanwise.optim._report import OptimizerReport, ReportRow, plan_state_bytes, state_bytes
-from spanwise.optim._zoo import METHODS, build_optimizer
+from spanwise.optim._options import CommonOptions
+from spanwise.optim._plan import plan_state_bytes
+from spanwise.optim._report import OptimizerReport, ReportRow, state_bytes
+from spanwise.optim._zoo import METHODS, OURS, build_optimizer
 from spanwise.optim.galore import GaLore
 
 __all__ = [
     "METHODS",
+    "OURS",
+    "CommonOptions",
     "GaLore",
     "Guard",
     "OptimizerReport",

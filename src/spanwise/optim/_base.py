@@ -1,28 +1,37 @@
 """The bookkeeping under every subspace optimizer: groups, names, constraints, checkpoints."""
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spanwise.atlas import Atlas
 from spanwise.layouts import Layout, layout_of, stored_matrix, strip_prefixes
+from spanwise.optim._bases import BASES
 from spanwise.optim._constraint import BiasRule
 from spanwise.optim._constraints import Constraints, merge_names
 from spanwise.optim._groups import (
-    GALORE_SIDES,
-    MOMENT_RULES,
-    REFRESH_METHODS,
-    SIDES,
     Member,
-    check_choice,
     check_layouts,
     check_rank,
+    param_groups,
     resolve_aliases,
+    resolve_side,
+)
+from spanwise.optim._options import (
+    GALORE_SIDES,
+    GROUP_DEFAULTS,
+    MOMENT_RULES,
+    RESIDUALS,
+    SIDES,
+    SVD_METHODS,
+    CommonOptions,
+    check_choice,
+    check_count,
+    check_number,
 )
 from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
 
@@ -30,44 +39,73 @@ from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
 class GroupedOptimizer(Optimizer):
     """Groups with and without a rank, each parameter by name, held to its constraint.
 
-    `SubspaceOptimizer` adds the step.
+    `RefreshingOptimizer` adds bases, `SubspaceOptimizer` the step.
     """
 
     method = "subspace"
-    aliases: dict[str, str] = {}  # noqa: RUF012
+    """Name in reports and messages."""
+    aliases: ClassVar[dict[str, str]] = {}
+    """A paper's group keys and ours."""
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Values that this class takes, where they are fewer or others than the engine's."""
+    needs_rank: ClassVar[bool] = True
+    """Whether the method works in a subspace, so that its groups must have a rank."""
+    fixed: ClassVar[tuple[str, ...]] = ("rank", "side", "basis")
+    """Group keys that give the state its shapes: a checkpoint must agree on them."""
 
     def __init__(
         self,
         params: Iterable[Any],
         defaults: dict[str, Any],
         *,
-        avoid: Atlas | None = None,
-        within: Atlas | None = None,
-        bias: BiasRule = "freeze",
-        seed: int = 0,
-        on_nonfinite: str = "keep",
-        clamp_rank: bool = False,
         compat: str | None = None,
+        **common: Unpack[CommonOptions],
     ) -> None:
+        options: dict[str, Any] = {
+            key: common[key] for key in CommonOptions.__annotations__ if key in common
+        }
+        if unknown := sorted(set(common) - set(options)):
+            raise TypeError(
+                f"{type(self).__name__} has no option {unknown[0]!r}; those that all optimizers "
+                f"share are {', '.join(CommonOptions.__annotations__)}."
+            )
+        on_nonfinite = options.pop("on_nonfinite", "keep")
         check_choice("on_nonfinite", on_nonfinite, ("keep", "raise"))
         if compat is not None:
             check_choice("compat", compat, ("galore_torch",))
-        self.seed, self.on_nonfinite, self.compat = seed, on_nonfinite, compat
-        self._clamp_rank = clamp_rank
+        self.seed, self.on_nonfinite, self.compat = options.pop("seed", 0), on_nonfinite, compat
+        self._clamp_rank = options.pop("clamp_rank", False)
+        rules = {key: options.pop(key) for key in ("avoid", "within", "bias") if key in options}
+        defaults = {**GROUP_DEFAULTS, **defaults, **options}
         self._members: dict[int, list[Member]] = {}
         self._warned_nonfinite = False
         self._constraints = Constraints()
         self._rules: dict[str, Any] = {}
+        self._selected: dict[str, tuple[Tensor, Any, Any]] = {}
         defaults["side"] = GALORE_SIDES.get(defaults["side"], defaults["side"])
         super().__init__(params, defaults)
-        if not any(group["rank"] for group in self.param_groups):
+        if not any(self.is_projected(group) for group in self.param_groups):
             raise ValueError(
                 f"{type(self).__name__} has nothing to project: no parameter group has a rank. "
                 "Use spanwise.optim.param_groups(model, rank=128), or torch.optim.AdamW."
             )
-        self.set_constraints(avoid=avoid, within=within, bias=bias)
+        self.set_constraints(**rules)
 
     # -- groups ---------------------------------------------------------------------------
+
+    @classmethod
+    def groups_of(
+        cls, model: nn.Module, rank: int, *, plain: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """The parameter groups that suit this method."""
+        return param_groups(model, rank, plain=plain)
+
+    def is_projected(self, group: Mapping[str, Any]) -> bool:
+        """Whether this group is treated by the method; any other group is plain AdamW."""
+        return bool(group["rank"])
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Raise if a projected group's own options are bad; a class adds its own checks."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; a group with a `rank` is projected, any other is plain AdamW."""
@@ -87,25 +125,28 @@ class GroupedOptimizer(Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        _check_number("lr", group["lr"], 0, math.inf)
-        _check_number("eps", group["eps"], 0, math.inf)
-        _check_number("weight_decay", group["weight_decay"], 0, math.inf)
+        for key in ("lr", "eps", "weight_decay"):
+            check_number(key, group[key], 0)
         if len(group["betas"]) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}.")
         for i, beta in enumerate(group["betas"]):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}.")
-        if group["rank"] is None:
+        if group["rank"] is not None:
+            check_rank(group["rank"])
+        if not self.is_projected(group):
             return
-        check_rank(group["rank"])
-        check_choice("side", group["side"], SIDES)
-        check_choice("svd", group["svd"], REFRESH_METHODS)
-        check_choice("moments", group["moments"], MOMENT_RULES)
-        every = group["refresh_every"]
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"refresh_every must be an int of at least 1, got {every!r}.")
-        if not 0 < group["scale"] < math.inf:
-            raise ValueError(f"scale must be finite and above 0, got {group['scale']}.")
+        known = {
+            "side": SIDES, "svd": SVD_METHODS, "moments": MOMENT_RULES, "residual": RESIDUALS,
+            "basis": tuple(BASES), "init": (None, *BASES), **self.choices,
+        }  # fmt: skip
+        for key, values in known.items():
+            check_choice(key, group[key], values)
+        if group["refresh_every"] is not None:
+            check_count("refresh_every", group["refresh_every"])
+        check_count("refresh_warmup", group["refresh_warmup"], 0)
+        check_number("scale", group["scale"], 0, above=True)
+        self.check_options(group)
         names = group.get("param_names") or [f"#{i}" for i in range(len(group["params"]))]
         for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
             if p.is_complex():
@@ -122,7 +163,7 @@ class GroupedOptimizer(Optimizer):
                     stacklevel=4,
                 )
             smallest = min(stored_matrix(p.detach(), layout).shape[-2:])
-            if group["rank"] > smallest and not self._clamp_rank:
+            if (group["rank"] or 0) > smallest and not self._clamp_rank:
                 raise ValueError(
                     f"rank = {group['rank']} exceeds min(m, n) = {smallest} for parameter {name} "
                     f"of shape {tuple(p.shape)}. Lower rank, exclude the parameter with a second "
@@ -138,7 +179,7 @@ class GroupedOptimizer(Optimizer):
             ]
             layouts: list[Layout] = (
                 check_layouts(group)
-                if group["rank"]
+                if self.is_projected(group)
                 else [layout_of(p) or "linear" for p in group["params"]]
             )
             self._members[index] = [
@@ -174,7 +215,7 @@ class GroupedOptimizer(Optimizer):
         clipped = []
         for member, group in self._projected():
             free = self._free_rank(member)
-            if 0 < free < group["rank"]:
+            if 0 < free < (group["rank"] or 0):
                 clipped.append((member.name, free))
         if clipped:
             name, free = clipped[0]
@@ -196,11 +237,11 @@ class GroupedOptimizer(Optimizer):
 
     def rank_of(self, member: Member, group: dict[str, Any]) -> int:
         """The rank in use: the group's, clipped to what the matrix and the constraint leave."""
-        return min(group["rank"], self._free_rank(member))
+        return min(group["rank"] or 0, self._free_rank(member))
 
     def _projected(self) -> Iterator[tuple[Member, dict[str, Any]]]:
         for i, group in enumerate(self.param_groups):
-            if group["rank"]:
+            if self.is_projected(group):
                 for member in self._group_members(i):
                     yield member, group
 
@@ -214,7 +255,7 @@ class GroupedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only state and groups; a copy without its constraints would not be guarded.
-        return {**self.__dict__, **super().__getstate__(), "_members": {}}
+        return {**self.__dict__, **super().__getstate__(), "_members": {}, "_selected": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; float32 bases and moments of half-precision weights stay float32.
@@ -226,8 +267,8 @@ class GroupedOptimizer(Optimizer):
         for i, (ours, saved) in enumerate(
             zip(self.param_groups, state_dict["param_groups"], strict=False)
         ):
-            for key in ("rank", "side"):
-                if ours.get(key) != saved.get(key):
+            for key in self.fixed:
+                if ours.get(key) != saved.get(key, ours.get(key)):
                     raise ValueError(
                         f"the checkpoint's group {i} has {key} = {saved.get(key)!r}, this "
                         f"optimizer {ours.get(key)!r}; build it with the checkpoint's {key}, or "
@@ -241,6 +282,9 @@ class GroupedOptimizer(Optimizer):
                         "build it from the same parameters in the same order."
                     )
         super().load_state_dict(state_dict)
+        for group in self.param_groups:  # a checkpoint from before an option existed
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         ours = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(ids, ours, strict=True):
@@ -270,11 +314,21 @@ class GroupedOptimizer(Optimizer):
                 return False
         return True
 
+    @classmethod
+    def state_numbers(cls, rows: int, cols: int, options: Mapping[str, Any]) -> int:
+        """Numbers of state kept for one projected matrix, counters excluded.
+
+        Args:
+            rows: Rows of the stored matrix.
+            cols: Columns of the stored matrix.
+            options: A group's options, `rank` already clipped to the matrix.
+        """
+        rank, side = options["rank"], resolve_side(options["side"], rows, cols)
+        if side == "full":
+            return rank * (rows + cols) + 2 * rank * rank
+        own, other = (rows, cols) if side == "left" else (cols, rows)
+        return rank * own + 2 * rank * other
+
     def report(self) -> OptimizerReport:
         """What is projected, guarded and left plain, and the bytes of optimizer state."""
         return build_report(self)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if not low <= float(value) < high:
-        raise ValueError(f"{name} must be finite and at least {low:g}, got {value}.")

@@ -1,18 +1,14 @@
 """Parameter groups: which tensors are projected, under which names and options."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from spanwise.layouts import LAYOUTS, Layout, linear_maps, stored_matrix, strip_prefixes
-
-SIDES = ("short", "long", "left", "right", "full", "local")
-GALORE_SIDES = {"std": "short", "reverse_std": "long"}
-REFRESH_METHODS = ("randomized", "exact", "gram", "warm")
-MOMENT_RULES = ("keep", "rotate", "project_aware", "reset")
+from spanwise.optim._options import GALORE_SIDES
 
 
 class ParamGroups(list):
@@ -147,9 +143,14 @@ class Member:
         return rows, cols
 
     @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """Leading axes of the stored matrix: `(experts,)`, or none."""
+        return tuple(self.parameter.shape[:1]) if self.layout.startswith("experts") else ()
+
+    @property
     def stack(self) -> int:
         """How many matrices are stacked (experts), 1 for an ordinary weight."""
-        return self.parameter.shape[0] if self.layout.startswith("experts") else 1
+        return self.parameter.shape[0] if self.stack_shape else 1
 
 
 def resolve_side(side: str, rows: int, cols: int) -> str:
@@ -163,13 +164,6 @@ def resolve_side(side: str, rows: int, cols: int) -> str:
         return "left" if rows >= cols else "right"
     # Rows are what FSDP2 shards, so a right basis needs no communication.
     return "right" if side == "local" else side
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
 
 
 def check_layouts(group: dict[str, Any]) -> list[Layout]:

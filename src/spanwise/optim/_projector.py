@@ -1,15 +1,9 @@
-"""Dense orthonormal projectors: where a gradient's subspace comes from and how one uses it."""
+"""Projecting a gradient on dense bases and lifting an update back."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from spanwise.linalg.bases import align
-from spanwise.linalg.svd import Method, top_subspace
-from spanwise.optim._constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -24,6 +18,12 @@ class DenseProjector:
 
     orthonormal = True
     """Options that need P^T P = I may be combined with this projector."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that carry a basis."""
+        held = {"left": self.left, "right": self.right}
+        return tuple(side for side, basis in held.items() if basis is not None)
 
     def project(self, g: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
         """Coordinates R of `g`; half precision is projected in float32."""
@@ -56,41 +56,3 @@ class DenseProjector:
             w.addmm_(a, b, alpha=alpha)
         else:
             w.baddbmm_(a, b, alpha=alpha)
-
-
-def find_basis(
-    g: Float[Tensor, "*batch rows cols"],
-    rank: int,
-    side: Literal["left", "right"],
-    *,
-    method: Method,
-    old: Float[Tensor, "*batch d r"] | None,
-    constraint: Constraint | None,
-    generator: torch.Generator | None,
-) -> Float[Tensor, "*batch d r"]:
-    """The top-`rank` subspace of `g` on one side, obeying `constraint`, aligned to `old`.
-
-    Args:
-        g: Gradient, already projected by the constraint.
-        rank: Number of columns r.
-        side: `"left"` or `"right"`.
-        method: `randomized`, `exact`, `gram`, or `warm` (one power step from `old`).
-        old: The basis until now, or None.
-        constraint: What the basis must keep out of or stay within.
-        generator: Seeds the sketch.
-    """
-    if method == "warm" and old is None:
-        method = "randomized"
-    basis = top_subspace(
-        g, rank, side=side, method=method, basis=old if method == "warm" else None,
-        generator=generator,
-    )  # fmt: skip
-    allowed = None
-    if constraint is not None:
-        allowed = constraint.rows if side == "left" else constraint.columns
-    if allowed is not None:
-        basis = allowed.basis_inside(basis)
-    if old is not None and method != "warm":
-        # Moments are kept across refreshes: without this they would depend on LAPACK's signs.
-        basis = align(basis, old)
-    return basis

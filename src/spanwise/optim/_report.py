@@ -1,9 +1,7 @@
 """What an optimizer does to each tensor, and the exact bytes that it keeps for it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -103,20 +101,6 @@ class OptimizerReport:
         return "\n".join(lines)
 
 
-def projected_numbers(rows: int, cols: int, rank: int, side: str, stack: int = 1) -> int:
-    """Numbers that basis and moments of one projected matrix take.
-
-    A one-sided projection keeps r * (its side) + 2 r * (the other side).
-    """
-    side = resolve_side(side, rows, cols)
-    one = {
-        "left": rank * rows + 2 * rank * cols,
-        "right": rank * cols + 2 * rank * rows,
-        "full": rank * (rows + cols) + 2 * rank * rank,
-    }[side]
-    return stack * one
-
-
 def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
     """The report of a subspace optimizer, before or after its first step."""
     rows = []
@@ -128,13 +112,16 @@ def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
             adamw = 2 * p.numel() * p.element_size()
             rank = side = None
             state = adamw
-            if group["rank"]:
+            treated = optimizer.is_projected(group)
+            if treated:
                 size = optimizer._state_dtype(p).itemsize
                 rank = optimizer.rank_of(member, group)
                 side = resolve_side(group["side"], *member.matrix_shape)
-                state = size * projected_numbers(*member.matrix_shape, rank, side, member.stack)
-            kind: Kind = "frozen" if frozen else "projected" if group["rank"] else "plain"
-            if frozen and group["rank"]:
+                options = {**group, "rank": rank}
+                numbers = optimizer.state_numbers(*member.matrix_shape, options)
+                state = size * member.stack * numbers
+            kind: Kind = "frozen" if frozen else "projected" if treated else "plain"
+            if frozen and treated:
                 state = 0
             rows.append(
                 ReportRow(
@@ -159,54 +146,3 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
         for key, value in state.items()
         if isinstance(value, Tensor) and key not in COUNTERS
     )
-
-
-def plan_state_bytes(
-    shapes: Mapping[str, Sequence[int]],
-    method: str,
-    *,
-    rank: int | None = None,
-    side: str = "short",
-    projected: Sequence[str] = (),
-    itemsize: int = 4,
-) -> int:
-    """Bytes of optimizer state that `method` will keep, predicted from shapes alone.
-
-    Args:
-        shapes: Parameter name to shape.
-        method: `galore`, `adamw`, `muon` (one momentum for matrices, AdamW for the rest),
-            `sgd` (none) or `sgd_momentum`.
-        rank: Subspace dimension, for `galore`.
-        side: Which side carries the basis, for `galore`.
-        projected: Names that are projected (`galore`) or orthogonalised (`muon`).
-        itemsize: Bytes per number of state.
-
-    Raises:
-        ValueError: If `method` is unknown, or `galore` has no rank.
-    """
-    if method not in ("galore", "adamw", "muon", "sgd", "sgd_momentum"):
-        raise ValueError(
-            f"method must be galore, adamw, muon, sgd or sgd_momentum, got {method!r}."
-        )
-    if method == "galore" and rank is None:
-        raise ValueError("galore needs rank=... to predict its state.")
-    chosen, numbers = set(projected), 0
-    for name, shape in shapes.items():
-        size = prod(shape)
-        if method == "sgd":
-            continue
-        if method == "sgd_momentum":
-            numbers += size
-        elif name not in chosen or method == "adamw":
-            numbers += 2 * size
-        elif method == "muon":
-            numbers += size
-        else:
-            numbers += _galore_numbers(shape, rank, side)
-    return numbers * itemsize
-
-
-def _galore_numbers(shape: Sequence[int], rank: Any, side: str) -> int:
-    stack, rows = (shape[0], shape[1]) if len(shape) == 3 else (1, shape[0])
-    cols = prod(shape[1:]) if len(shape) != 3 else shape[2]
-    return projected_numbers(rows, cols, min(rank, rows, cols), side, stack)

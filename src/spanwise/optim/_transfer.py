@@ -66,7 +66,7 @@ def project_aware_(
 def transfer_(
     rule: str,
     exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    exp_avg_sq: Tensor | None,
     left: Tensor | None,
     right: Tensor | None,
     *,
@@ -81,8 +81,10 @@ def transfer_(
         return
     if rule == "reset":
         exp_avg.zero_()
-        exp_avg_sq.zero_()
+        if exp_avg_sq is not None:
+            exp_avg_sq.zero_()
     elif rule == "rotate":
         rotate_(exp_avg, left, right)
     else:
+        assert exp_avg_sq is not None, "project_aware transfers two moments"
         project_aware_(exp_avg, exp_avg_sq, left, right, step=step, betas=betas)

@@ -114,15 +114,21 @@ def _sgd(model: nn.Module, lr: float, rank: int | None, **options: Any) -> Optim
     return torch.optim.SGD(_named(model), lr=lr, **options)
 
 
-def _galore(model: nn.Module, lr: float, rank: int | None, **options: Any) -> Optimizer:
-    plain = options.pop("plain", None)
-    return GaLore(
-        param_groups(model, rank=128 if rank is None else rank, plain=plain), lr=lr, **options
-    )
+def _ours(method: Any) -> Callable[..., Optimizer]:
+    def build(model: nn.Module, lr: float, rank: int | None, **options: Any) -> Optimizer:
+        groups = method.groups_of(
+            model, 128 if rank is None else rank, plain=options.pop("plain", None)
+        )
+        return method(groups, lr=lr, **options)
 
+    return build
+
+
+OURS: dict[str, Any] = {"galore": GaLore}
+"""The optimizers of this library by the name that the command line uses."""
 
 METHODS: dict[str, Callable[..., Optimizer]] = {
-    "galore": _galore,
+    **{name: _ours(method) for name, method in OURS.items()},
     "adamw": _adamw,
     "muon": _muon,
     "sgd": _sgd,
@@ -158,8 +164,8 @@ def build_optimizer(
         near = difflib.get_close_matches(method, METHODS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.{hint}")
-    if method == "galore":
-        return _galore(model, lr, rank, avoid=avoid, within=within, **options)
+    if method in OURS:
+        return METHODS[method](model, lr, rank, avoid=avoid, within=within, **options)
     optimizer = METHODS[method](model, lr, rank, **options)
     if avoid is None and within is None:
         return optimizer

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from spanwise.atlas import Atlas
-from spanwise.optim import METHODS, param_groups, plan_state_bytes
+from spanwise.optim import METHODS, OURS, param_groups, plan_state_bytes
 from spanwise.training.config import TrainConfig
 from spanwise.zoo import load_config
 
@@ -78,7 +78,7 @@ def plan(config: TrainConfig) -> MemoryPlan:
     for method, held in states.items():
         atlas = obeyed + measured
         # A rival's guard keeps each guarded weight as it was before the step.
-        step = gradients + (copies if method != "galore" and obeyed else 0)
+        step = gradients + (copies if method not in OURS and obeyed else 0)
         peak = weights + held + atlas + max(with_gradients, step)
         row = MemoryRow(
             method=method,
@@ -188,18 +188,14 @@ def _states(
     itemsize = next(model.parameters()).element_size()
     linear = [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]]
     projected = [n for n, _ in param_groups(model, rank)[0]["params"]]
-    found = {
-        method: plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
+    options = {"side": config.optimizer.side} if config.optimizer.side else {}
+    return {
+        method: plan_state_bytes(shapes, method, rank=rank, projected=projected, itemsize=itemsize,
+                                 **options)
+        if method in OURS
+        else plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
         for method in METHODS
-        if method != "galore"
-    }
-    # GaLore keeps bases and projected moments in float32 whatever the weights are in.
-    side = config.optimizer.side or "short"
-    inside = {n: shapes[n] for n in projected}
-    outside = {n: shape for n, shape in shapes.items() if n not in inside}
-    held = plan_state_bytes(inside, "galore", rank=rank, side=side, projected=projected)
-    held += plan_state_bytes(outside, "adamw", itemsize=itemsize)
-    return {"galore": held, **found}
+    }  # fmt: skip
 
 
 def _atlas_bytes(

@@ -1,0 +1,103 @@
+"""Where the basis of a gradient's subspace comes from: one small object for each kind."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spanwise.linalg.bases import align
+from spanwise.linalg.svd import top_subspace
+from spanwise.optim._constraint import SideConstraint
+from spanwise.optim._rows import choose_rows, line_norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a basis is to be found for."""
+
+    g: Tensor
+    """The stored gradient, `(*stack, rows, cols)`, already held to the constraint."""
+    rank: int
+    """Columns r of the basis."""
+    side: Literal["left", "right"]
+    """Which side of the stored gradient the basis multiplies."""
+    old: Tensor | None
+    """The basis until now, `(*stack, d, r)`; None for the first."""
+    allowed: SideConstraint | None
+    """What avoid and within leave on this side."""
+    generator: torch.Generator
+    """Seeded by optimizer, parameter, step and side."""
+    options: Mapping[str, Any]
+    """The parameter group."""
+
+    @property
+    def dim(self) -> int:
+        """Ambient dimension d of this side."""
+        return self.g.shape[-2 if self.side == "left" else -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasisKind:
+    """A way to find bases."""
+
+    find: Callable[[Request], Any]
+    """Returns an orthonormal basis, `(*stack, d, r)`, that obeys `allowed`; a kind that selects
+    returns indices `(*stack, r)` of rows or columns and their scale, or None for scale 1."""
+    needs_gradient: bool = True
+    """False for draws that look at shapes only: they are made on a zero gradient as well."""
+    selects: bool = False
+    """Whether the basis is a selection of rows or columns, kept as indices."""
+
+
+def find_svd(request: Request) -> Tensor:
+    """The top-r subspace of the gradient, aligned to the old basis."""
+    method, old = request.options["svd"], request.old
+    if method == "warm" and old is None:
+        method = "randomized"
+    basis = top_subspace(
+        request.g,
+        request.rank,
+        side=request.side,
+        method=method,
+        basis=old if method == "warm" else None,
+        generator=request.generator,
+    )
+    if request.allowed is not None:
+        basis = request.allowed.basis_inside(basis)
+    if old is not None and method != "warm":
+        # Moments are kept across refreshes: without this they would depend on LAPACK's signs.
+        basis = align(basis, old)
+    return basis
+
+
+def find_identity(request: Request) -> Tensor:
+    """The first r coordinate directions: with r = d, the method without a subspace."""
+    stack = request.g.shape[:-2]
+    eye = torch.eye(request.dim, request.rank, dtype=request.g.dtype, device=request.g.device)
+    basis = eye.expand(*stack, -1, -1)
+    return basis if request.allowed is None else request.allowed.basis_inside(basis.contiguous())
+
+
+def find_rows(request: Request) -> tuple[Tensor, Tensor | None]:
+    """Rows (or columns) of the gradient, by their norms or by chance: options `select`, `rho_max`.
+
+    A selection cannot be turned into the allowed directions; its coordinates are held to them.
+    """
+    options = request.options
+    return choose_rows(
+        line_norms(request.g, request.side),
+        request.rank,
+        options.get("select", "topr"),
+        request.generator,
+        rho_max=options.get("rho_max"),
+    )
+
+
+BASES: dict[str, BasisKind] = {
+    "svd": BasisKind(find=find_svd),
+    "rows": BasisKind(find=find_rows, selects=True),
+    "identity": BasisKind(find=find_identity, needs_gradient=False),
+}
+"""Every kind of basis by the name that the option `basis` takes."""

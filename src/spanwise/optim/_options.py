@@ -1,0 +1,89 @@
+"""Options that every optimizer of this room shares, and the engine's own with their defaults."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from spanwise.atlas import Atlas
+from spanwise.optim._constraint import BiasRule
+
+SIDES = ("short", "long", "left", "right", "full", "local")
+GALORE_SIDES = {"std": "short", "reverse_std": "long"}
+SVD_METHODS = ("randomized", "exact", "gram", "warm")
+MOMENT_RULES = ("keep", "rotate", "project_aware", "reset")
+RESIDUALS = ("drop", "scaled", "fira")
+
+
+class CommonOptions(TypedDict, total=False):
+    """Keyword arguments of every optimizer of `spanwise.optim`."""
+
+    betas: tuple[float, float]
+    """Decay rates of the two moments, each in [0, 1); (0.9, 0.999)."""
+    eps: float
+    """Added to the square root of the second moment; 1e-6."""
+    weight_decay: float
+    """Decoupled decay of the whole weight; 0."""
+    rank: int | None
+    """Subspace dimension r for groups that do not name one; None leaves those plain AdamW."""
+    clamp_rank: bool
+    """Use min(m, n) where rank exceeds it instead of raising."""
+    on_nonfinite: str
+    """A gradient that is not finite at a refresh: `keep` the old basis, skip the tensor and warn
+    once, or `raise`."""
+    seed: int
+    """Seeds every sketch and draw together with parameter and step; the global generator is
+    never touched."""
+    avoid: Atlas | None
+    """Directions that updates must keep out of, exactly."""
+    within: Atlas | None
+    """Directions that updates must stay in, exactly."""
+    bias: BiasRule
+    """Whether an input entry freezes its map's bias (`freeze`) or not (`allow`)."""
+
+
+GROUP_DEFAULTS: dict[str, Any] = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-6,
+    "weight_decay": 0.0,
+    "rank": None,
+    "basis": "svd",
+    "init": None,
+    "svd": "randomized",
+    "side": "short",
+    "refresh_every": 200,
+    "stagger": False,
+    "refresh_warmup": 0,
+    "moments": "keep",
+    "residual": "drop",
+    "scale": 1.0,
+}
+"""What a group holds unless the class, the constructor or the group itself says otherwise.
+
+`basis`: where a basis comes from. `init`: the first one, if it comes from elsewhere. `svd`: how a
+decomposition is computed. `refresh_every`: steps between two bases; None keeps the first.
+`refresh_warmup`: steps over which the rate rises again after a refresh. `moments`: what a refresh
+does to them. `residual`: what becomes of the gradient outside the subspace. `scale`: factor of
+the update.
+"""
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        listed = ", ".join("None" if c is None else str(c) for c in choices)
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}.")
+
+
+def check_number(name: str, value: Any, least: float, *, above: bool = False) -> None:
+    """Raise unless `value` is finite and at least (with `above`: greater than) `least`."""
+    number = float(value)
+    if not number < math.inf or number < least or (above and number == least):
+        bound = "above" if above else "at least"
+        raise ValueError(f"{name} must be finite and {bound} {least:g}, got {value!r}.")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")

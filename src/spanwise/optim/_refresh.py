@@ -1,0 +1,245 @@
+"""When the basis under each projected parameter is redrawn, and what carries over."""
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spanwise.layouts import stored_matrix
+from spanwise.optim._base import GroupedOptimizer
+from spanwise.optim._bases import BASES, BasisKind, Request
+from spanwise.optim._groups import Member, resolve_side
+from spanwise.optim._projector import DenseProjector
+from spanwise.optim._rows import RowProjector
+from spanwise.optim._transfer import change_of_basis, transfer_
+
+Projector = DenseProjector | RowProjector
+Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = ("left", "right")
+
+
+class RefreshingOptimizer(GroupedOptimizer):
+    """A basis for every projected parameter, redrawn on its schedule.
+
+    `SubspaceOptimizer` adds the step.
+    """
+
+    def _has_gradient(self, member: Member) -> bool:
+        return member.parameter.grad is not None
+
+    def _gradient(self, member: Member, *, full: bool) -> Tensor:
+        g = member.parameter.grad
+        assert g is not None
+        g = stored_matrix(g, member.layout)
+        constraint = self._constraints.get(member.name, member.parameter)
+        if full and constraint is not None:
+            wide = g if g.dtype in (torch.float32, torch.float64) else g.float()
+            g = constraint.matrix(wide)
+        return g
+
+    def _advance(self, group: dict[str, Any], member: Member) -> Projector | None:
+        """The projector to use now, refreshed if due; None if this parameter must wait."""
+        constraint = self._constraints.get(member.name, member.parameter)
+        if constraint is not None and constraint.frozen:
+            return None
+        state = self.state[member.parameter]
+        if "step" not in state:
+            self._init_state(group, member, state)
+        if self.refresh_due(member, group):
+            g = self._gradient(member, full=True)
+            largest = float(torch.linalg.vector_norm(g, math.inf)) if g.numel() else 0.0
+            if not math.isfinite(largest):
+                self._refuse(member)
+                return None
+            # A zero gradient has no subspace: torch's checkpoint helpers step once with zeros.
+            if largest > 0 or not self._kind(group, state).needs_gradient:
+                self._refresh(group, member, state, g)
+            elif constraint is not None and int(state["refreshed"]) < 0 and _has_basis(state):
+                return None  # the basis is from before this constraint, and moments are not zero
+        return self._projector(member, state)
+
+    def refresh_due(self, member: Member, group: dict[str, Any]) -> bool:
+        """Whether this parameter's basis is to be redrawn at its next step.
+
+        The first basis comes from the first gradient; the others every `refresh_every` steps,
+        with `stagger` spread evenly over the interval so that no step pays for all.
+        """
+        state = self.state[member.parameter]
+        every, k = group["refresh_every"], int(state["step"])
+        if every is None or int(state["refreshed"]) < 0:
+            return int(state["refreshed"]) < 0
+        offset = 0
+        if group["stagger"]:
+            total = sum(len(g["params"]) for g in self.param_groups)
+            offset = member.index * every // total
+        last_due = 0 if k < offset else k - (k - offset) % every
+        return int(state["refreshed"]) < last_due
+
+    def _init_state(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> None:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["refreshed"] = torch.full((), -1, dtype=torch.int64)
+        state.update(self._allocate_basis(group, member))
+        state.update(self._allocate(group, member))
+
+    def _allocate_basis(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
+        """An empty basis for each side that has one."""
+        if group["rank"] is None:
+            return {}
+        p, rank, sizes = member.parameter, self.rank_of(member, group), member.matrix_shape
+        chosen, found = resolve_side(group["side"], *sizes), {}
+        for side, size in zip(SIDES, sizes, strict=True):
+            if chosen not in (side, "full"):
+                continue
+            if BASES[group["basis"]].selects:
+                rows = torch.arange(rank, device=p.device).expand(*member.stack_shape, -1).clone()
+                found[f"rows_{side}"] = rows
+            else:
+                shape, dtype = (*member.stack_shape, size, rank), self._state_dtype(p)
+                found[f"basis_{side}"] = torch.zeros(shape, dtype=dtype, device=p.device)
+        return found
+
+    def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
+        """Moments of one parameter, zero."""
+        p, shape = member.parameter, self._coordinates_shape(group, member)
+        dtype = self._state_dtype(p)
+        return {
+            key: torch.zeros(shape, dtype=dtype, device=p.device)
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+
+    def _coordinates_shape(self, group: dict[str, Any], member: Member) -> tuple[int, ...]:
+        rank, (rows, cols) = self.rank_of(member, group), member.matrix_shape
+        side = resolve_side(group["side"], rows, cols)
+        shape = {"left": (rank, cols), "right": (rows, rank), "full": (rank, rank)}[side]
+        return (*member.stack_shape, *shape)
+
+    def _projector(self, member: Member, state: dict[str, Any]) -> Projector:
+        for side, size in zip(SIDES, member.matrix_shape, strict=True):
+            if (rows := state.get(f"rows_{side}")) is not None:
+                return RowProjector(rows, side, size, state.get("row_scale"))
+        return DenseProjector(state.get("basis_left"), state.get("basis_right"))
+
+    def _kind(self, group: dict[str, Any], state: dict[str, Any]) -> BasisKind:
+        first = group["init"] is not None and not _has_basis(state)
+        return BASES[group["init"] if first else group["basis"]]
+
+    def _refresh(
+        self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
+    ) -> None:
+        keys = {s: k for s in SIDES for k in (f"basis_{s}", f"rows_{s}") if k in state}
+        if any(state[key].shape[-1] != self.rank_of(member, group) for key in keys.values()):
+            # A constraint came or went and left another rank: new coordinates, new moments.
+            step = state["step"]
+            self._init_state(group, member, state)
+            state["step"], state["moments_from"] = step, step.clone()
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.is_floating_point() and value.ndim:
+                state[key] = value.to(self._state_dtype(member.parameter))
+        fresh = int(state["refreshed"]) < 0 and not _has_basis(state)
+        kind = self._kind(group, state)
+        old = {side: None if fresh else state[key] for side, key in keys.items()}
+        new: dict[Side, Tensor] = {}
+        for side, key in keys.items():
+            found = self._find_basis(group, member, g, side, old[side], kind)
+            if kind.selects:
+                found, scale = found
+                state.pop("row_scale", None)
+                if scale is not None:
+                    state["row_scale"] = scale.to(self._state_dtype(member.parameter))
+            new[side], state[key] = found, found.to(state[key].dtype)
+        if not fresh:
+            self._transfer(group, state, old, new)
+        state["refreshed"].copy_(state["step"])
+
+    def _transfer(
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        old: dict[Side, Tensor | None],
+        new: dict[Side, Tensor],
+    ) -> None:
+        """Carry the moments from the old basis into the new one, by the group's rule."""
+        changes: dict[str, Tensor | None] = {"left": None, "right": None}
+        if group["moments"] in ("rotate", "project_aware"):
+            for side, basis in new.items():
+                before = old[side]
+                assert before is not None
+                changes[side] = change_of_basis(before.to(basis.dtype), basis)
+        transfer_(
+            group["moments"], state["exp_avg"], state.get("exp_avg_sq"), changes["left"],
+            changes["right"], betas=group["betas"],
+            step=float(state["step"]) - float(state.get("moments_from", 0)),
+        )  # fmt: skip
+        if group["moments"] == "reset":
+            state["moments_from"] = state["step"].clone()
+
+    def _find_basis(
+        self,
+        group: dict[str, Any],
+        member: Member,
+        g: Tensor,
+        side: Side,
+        old: Tensor | None,
+        kind: BasisKind,
+    ) -> Any:
+        rank = self.rank_of(member, group)
+        constraint = self._constraints.get(member.name, member.parameter)
+        if self.compat and constraint is None:
+            return _lapack_basis(g, rank, side)
+        allowed = None
+        if constraint is not None:
+            allowed = constraint.rows if side == "left" else constraint.columns
+        step = int(self.state[member.parameter]["step"])
+        generator = torch.Generator(device=g.device)
+        generator.manual_seed(_seed(self.seed, member.index, step, SIDES.index(side)))
+        return kind.find(
+            Request(
+                g=g, rank=rank, side=side, old=None if self.compat else old, allowed=allowed,
+                generator=generator, options=group,
+            )
+        )  # fmt: skip
+
+    def _refuse_early(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        for group, members in work:
+            for member in members if self.is_projected(group) else ():
+                p = member.parameter
+                constraint = self._constraints.get(member.name, p)
+                if constraint is not None and constraint.frozen:
+                    continue
+                due = not self.state.get(p) or self.refresh_due(member, group)
+                if due and not bool(torch.isfinite(self._gradient(member, full=False)).all()):
+                    self._refuse(member)
+
+    def _refuse(self, member: Member) -> None:
+        message = (
+            f"the gradient of {member.name} at a basis refresh is not finite; its basis and "
+            "moments are kept and this step skips it. Lower the learning rate or clip gradients."
+        )
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(message)
+        if not self._warned_nonfinite:
+            self._warned_nonfinite = True
+            warnings.warn(message, stacklevel=6)
+
+
+def _has_basis(state: dict[str, Any]) -> bool:
+    """Whether the state holds a basis, from now or from before another constraint came."""
+    if any(f"rows_{side}" in state for side in SIDES):
+        return float(state["step"]) > 0
+    return any(bool(state[k].any()) for k in ("basis_left", "basis_right") if k in state)
+
+
+def _lapack_basis(g: Tensor, rank: int, side: str) -> Tensor:
+    # galore_torch's own call, signs as LAPACK leaves them.
+    u, _, vh = torch.linalg.svd(g.float(), full_matrices=False)
+    return (u[..., :rank] if side == "left" else vh[..., :rank, :].mT).contiguous()
+
+
+def _seed(*numbers: int) -> int:
+    # A fixed polynomial hash: the same on every rank and in every run, unlike hash().
+    value = 0
+    for number in numbers:
+        value = (value * 1_000_003 + number + 1) % (2**63 - 1)
+    return value

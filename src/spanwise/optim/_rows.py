@@ -1,0 +1,279 @@
+"""Row selections: which rows (or columns) of a gradient are kept, and what one does with them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spanwise.linalg.bases import orthonormalize
+from spanwise.optim._constraint import SideConstraint
+
+Selection = Literal["topr", "multinomial_norm", "multinomial_norm_nr", "uniform", "uniform_nr"]
+SELECTIONS: tuple[str, ...] = (
+    "topr", "multinomial_norm", "multinomial_norm_nr", "uniform", "uniform_nr",
+)  # fmt: skip
+
+# Past this mean a Poisson count and its mean agree to 3e-5, and torch draws no larger ones.
+_MANY = 1e9
+
+
+def line_norms(
+    g: Float[Tensor, "*batch rows cols"], side: Literal["left", "right"]
+) -> Float[Tensor, "*batch d"]:
+    """Euclidean norms of the rows (`left`) or columns (`right`) of `g`, in float64.
+
+    A sum of squares that overflows in float32 would pick rows at random.
+    """
+    return torch.linalg.vector_norm(g, dim=-1 if side == "left" else -2, dtype=torch.float64)
+
+
+def choose_rows(
+    norms: Float[Tensor, "*batch d"],
+    rank: int,
+    how: str = "topr",
+    generator: torch.Generator | None = None,
+    *,
+    rho_max: float | None = None,
+) -> tuple[Int[Tensor, "*batch r"], Float[Tensor, "*batch r"] | None]:
+    """Choose `rank` different rows by their norms, and the scale rho of each.
+
+    With P = I[:, rows] diag(rho), a sampled selection has E[P P^T] = I where rows are drawn with
+    replacement, and rho = 1 otherwise:
+
+    - `topr`: the largest norms; ties go to the lower index.
+    - `multinomial_norm`: drawn with replacement, q_i = c_i / sum c.
+    - `multinomial_norm_nr`: the same without replacement, rho = 1.
+    - `uniform`, `uniform_nr`: as the two above with q_i = 1 / d.
+
+    Drawing with replacement r times gives fewer than r different rows. We draw on, until the
+    next draw would bring row number r + 1: a row drawn k times out of N in all has
+    rho^2 = k / (N q). No place is wasted on a duplicate, E[P P^T] = I holds exactly, and without
+    duplicates N = r and rho = 1 / sqrt(r q), the paper's scale. If at most r rows are not zero,
+    all of them are taken, places left over go to zero rows drawn uniformly, and rho = 1.
+
+    Args:
+        norms: Row norms c, `(*batch, d)`, at least 0. Each matrix of a stack draws for itself.
+        rank: r, from 1 to d.
+        how: One of the five names above.
+        generator: Source of the draws; `topr` needs none.
+        rho_max: Largest rho allowed, above 0. Adam's direction does not see the scale of its
+            gradient, so rho only lengthens the update of rarely drawn rows; this bounds it, and
+            costs E[P P^T] = I where it acts.
+
+    Returns:
+        Row indices in ascending order, `(*batch, r)` int64, and rho, `(*batch, r)` float64, or
+        None where rho = 1 by definition.
+
+    Raises:
+        ValueError: If `how` is unknown, `rank` is not in 1..d, or a norm is not finite.
+
+    Sources:
+        Muhamed et al., "Grass: Compute efficient low-memory LLM training with structured sparse
+        gradients", 2024, section 3. Pathak, "Unbiased estimation in fixed cost sequential
+        sampling schemes", 1976: leaving out the last draw is what makes drawing on unbiased.
+    """
+    d = norms.shape[-1]
+    if how not in SELECTIONS:
+        raise ValueError(f"select must be one of {', '.join(SELECTIONS)}; got {how!r}.")
+    if not 1 <= rank <= d:
+        raise ValueError(f"rank must be from 1 to the {d} rows there are, got {rank}.")
+    if not bool(torch.isfinite(norms).all()):
+        raise ValueError(
+            "a row norm is not finite, so rows cannot be compared; keep the old rows for this "
+            "step, lower the learning rate or clip gradients."
+        )
+    norms = norms.double()
+    if how == "topr":
+        order = norms.sort(dim=-1, descending=True, stable=True).indices
+        return order[..., :rank].sort(dim=-1).values, None
+    weights = torch.ones_like(norms) if how.startswith("uniform") else norms
+    q = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
+    order, clocks = _drawing_order(q, generator)
+    rows = order[..., :rank].sort(dim=-1).values
+    if how.endswith("_nr"):
+        return rows, None
+    rho = _scales(q, clocks, order, rows, generator)
+    return rows, rho if rho_max is None else rho.clamp(max=rho_max)
+
+
+def _drawing_order(q: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The order in which draws with probabilities q meet the rows, and the times they do.
+
+    Draws come as a Poisson process of rate 1, so row i first appears after an exponential time
+    of rate q_i, whatever the other rows do. Rows of no mass follow in a uniform order.
+    """
+    clocks = torch.empty_like(q).exponential_(generator=generator)
+    clocks = torch.where(q > 0, clocks / q, torch.inf)
+    ties = torch.rand(q.shape, generator=generator, device=q.device, dtype=q.dtype)
+    shuffled = ties.argsort(dim=-1)
+    order = clocks.gather(-1, shuffled).argsort(dim=-1, stable=True)
+    return shuffled.gather(-1, order), clocks
+
+
+def _scales(
+    q: Tensor, clocks: Tensor, order: Tensor, rows: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    rank, d = rows.shape[-1], q.shape[-1]
+    ones = torch.ones(rows.shape, dtype=q.dtype, device=q.device)
+    if rank == d:
+        return ones
+    stop = clocks.gather(-1, order[..., rank : rank + 1])
+    mass, first = q.gather(-1, rows), clocks.gather(-1, rows)
+    certain = stop.isinf()
+    mean = torch.where(certain, 0.0, mass * (stop - first))
+    repeats = torch.poisson(mean.clamp(max=_MANY), generator=generator)
+    count = 1 + torch.where(mean < _MANY, repeats, mean)
+    rho = (count / (count.sum(-1, keepdim=True) * mass)).sqrt()
+    return torch.where(certain, ones, rho)
+
+
+@dataclass(frozen=True)
+class RowProjector:
+    """P = I[:, rows] diag(scale) on one side of a stored matrix G, `(*batch, rows, cols)`.
+
+    Left: R = P^T G, chosen rows. Right: R = G P, chosen columns. The lift is the transpose.
+    Indices are different from each other, so nothing is ever written twice.
+    """
+
+    rows: Int[Tensor, "*batch r"]
+    side: Literal["left", "right"]
+    size: int
+    """Length of the selected side."""
+    scale: Float[Tensor, "*batch r"] | None = None
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether P^T P = I, which some options need."""
+        return self.scale is None
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The side that is selected from."""
+        return (self.side,)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            return x
+        scale = self.scale.to(x.dtype)
+        return x * (scale[..., :, None] if self.side == "left" else scale[..., None, :])
+
+    @property
+    def _dim(self) -> int:
+        return -2 if self.side == "left" else -1
+
+    def _with_side(self, shape: torch.Size, length: int) -> list[int]:
+        sizes = list(shape)
+        sizes[self._dim] = length
+        return sizes
+
+    def _index(self, shape: list[int]) -> Tensor:
+        rows = self.rows[..., :, None] if self.side == "left" else self.rows[..., None, :]
+        return rows.expand(shape)
+
+    def gather(self, g: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
+        """The chosen rows or columns of `g`, unscaled, in its own dtype."""
+        if g.ndim == 2:
+            return g.index_select(self._dim, self.rows)
+        shape = self._with_side(g.shape, self.rows.shape[-1])
+        return g.gather(self._dim, self._index(shape))
+
+    def project(self, g: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
+        """Coordinates R of `g`; half precision comes out in float32."""
+        r = self.gather(g)
+        return self._scaled(r if r.dtype == torch.float64 else r.float())
+
+    def lift(self, x: Float[Tensor, "*batch a b"]) -> Float[Tensor, "*batch rows cols"]:
+        """The ambient matrix with coordinates `x`."""
+        out = x.new_zeros(self._with_side(x.shape, self.size))
+        self.lift_add_(out, x, 1.0)
+        return out
+
+    def lift_add_(self, w: Tensor, x: Float[Tensor, "*batch a b"], alpha: float) -> None:
+        """`w += alpha * lift(x)`, touching what is selected and nothing else."""
+        x = self._scaled(x)
+        # On columns scatter_add_ is five times faster than index_add_ on a CPU.
+        by_row = w.ndim == 2 and self.side == "left"
+        if w.dtype != x.dtype or not by_row:
+            # One rounding of the whole update.
+            x, alpha = (x * alpha).to(w.dtype), 1.0
+        if by_row:
+            w.index_add_(0, self.rows, x, alpha=alpha)
+        else:
+            w.scatter_add_(self._dim, self._index(list(x.shape)), x)
+
+
+def coordinates_inside(
+    projector: RowProjector, allowed: SideConstraint, name: str = "this parameter"
+) -> SideConstraint:
+    """What coordinates X may be so that P X obeys a constraint on the selected side itself.
+
+    A selection cannot be turned towards the allowed directions as a dense basis can. To avoid U,
+    X keeps out of Q = orth(P^T U). To stay within K, P X = K c must vanish on all other rows:
+    c lies in the null space of those rows of K.
+
+    Args:
+        projector: The selection.
+        allowed: The constraint on the side that `projector` selects from.
+        name: The parameter, for the error.
+
+    Returns:
+        The constraint on the coordinates, of length r.
+
+    Raises:
+        ValueError: If no coordinate is free.
+    """
+    rows, scale = projector.rows, projector.scale
+    rank = rows.shape[-1]
+    basis = allowed.blocked if allowed.blocked is not None else allowed.allowed
+    assert basis is not None
+    index = rows[..., :, None].expand(*rows.shape, basis.shape[-1])
+    inside = basis.gather(-2, index)
+    if allowed.blocked is not None:
+        if scale is not None:
+            inside = inside * scale[..., :, None].to(inside.dtype)
+        u, values, _ = torch.linalg.svd(inside, full_matrices=False)
+        used = _rank(values, inside)
+        if used < rank:
+            return SideConstraint(blocked=u[..., :used])
+        word, why = "avoid", f"the {basis.shape[-1]} avoided directions fill all"
+    else:
+        others = basis.scatter(-2, index, 0.0)
+        _, values, vh = torch.linalg.svd(others, full_matrices=True)
+        null = vh[..., _rank(values, others) :, :].mT
+        if null.shape[-1]:
+            free = inside @ null
+            if scale is not None:
+                free = orthonormalize(free / scale[..., :, None].to(free.dtype))
+            return SideConstraint(allowed=free)
+        word, why = "within", "no allowed direction lies in"
+    raise ValueError(
+        f"{word}: {why} {rank} selected rows of {name}, so nothing would be updated. Use a "
+        "higher rank, an atlas with fewer directions on that side, side=... to select from the "
+        "other side, or an optimizer with a dense basis (GaLore)."
+    )
+
+
+def _rank(values: Tensor, matrix: Tensor) -> int:
+    # The largest over a stack: keeping out of one more direction is safe, of one less is not.
+    tolerance = torch.finfo(values.dtype).eps * max(matrix.shape[-2:])
+    return int((values > tolerance).sum(-1).max()) if values.numel() else 0
+
+
+@dataclass
+class RowGradient:
+    """Chosen rows (or columns) of a weight's gradient, in place of the whole of it.
+
+    `grass_linear_` stores one as `weight.spanwise_grad`; an optimizer that knows them reads it
+    instead of `weight.grad`, which stays None.
+    """
+
+    values: Float[Tensor, "a b"]
+    """G[rows, :] or G[:, rows], unscaled, summed over the micro-batches of this step."""
+    projector: RowProjector
+    """The selection they belong to: the optimizer's own, or a new one where a refresh is due."""
+    refreshed: bool = False
+    """Whether `projector` was chosen anew from this step's first gradient."""
+    finite: bool = True
+    """Whether that first gradient was finite; nothing is chosen from one that is not."""
