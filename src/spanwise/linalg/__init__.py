@@ -1,5 +1,6 @@
 """Linear algebra that knows nothing of papers: tensors in, tensors out, batch first, no state."""
 
+from spanwise.linalg import grassmann
 from spanwise.linalg.bases import (
     align,
     complement,
@@ -27,6 +28,7 @@ __all__ = [
     "complement",
     "coordinates",
     "distance",
+    "grassmann",
     "hadamard_transform",
     "intersection",
     "lift",

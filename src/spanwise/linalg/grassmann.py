@@ -1,0 +1,296 @@
+"""The Grassmann manifold Gr(d, r) of r-dimensional subspaces of R^d, by its textbook's verbs.
+
+A point is the span of an orthonormal basis X, `(*batch, d, r)`; bases that differ by a rotation
+of their columns are the same point. A tangent vector at X is *horizontal*: H with X^T H = 0. The
+metric is <H, K> = tr(H^T K), so a geodesic X(t) = exp_X(t H) turns principal vector i by t s_i
+radians, with s_i the singular values of H, and is shortest until the largest reaches pi/2. The
+dimension is r (d - r).
+
+Maps along a geodesic are even functions of the singular values, hence smooth functions of the
+small matrix H^T H = V S^2 V^T. One r x r eigendecomposition therefore replaces the SVD of H, and
+nothing is lost by squaring: rounding in S^2 moves cos(S) and sin(S)/S by no more than itself.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spanwise.linalg._arrays import gaussian, largest_entry, matrix, pair
+from spanwise.linalg.bases import distance, random_basis
+
+
+def projection(
+    x: Float[Tensor, "*#batch d r"], u: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch d r"]:
+    """The horizontal part of `u` at X: H = u - X X^T u.
+
+    What is left inside X is rounding of `u`, also where almost nothing of `u` lies outside.
+
+    Args:
+        x: Orthonormal basis X.
+        u: Any matrix of its shape, such as a Euclidean gradient.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    x, u = _two(x, u, "u")
+    h = u - x @ (x.mT @ u)
+    return h - x @ (x.mT @ h)  # once leaves rounding of u, which may be large beside h
+
+
+def exp(
+    x: Float[Tensor, "*#batch d r"],
+    h: Float[Tensor, "*#batch d r"],
+    *,
+    angle: float | None = None,
+) -> Float[Tensor, "*#batch d r"]:
+    """Where the geodesic from X in direction `h` arrives: X V cos(S) V^T + U sin(S) V^T.
+
+    The basis at the end is the parallel frame: X carried along without turning inside its span.
+    One Newton-Schulz step takes out the rounding, so that 1e4 moves leave the last basis as
+    orthonormal as the first.
+
+    Args:
+        x: Orthonormal basis X.
+        h: Tangent vector H = U S V^T at X, horizontal.
+        angle: Rescale `h` so that the largest principal angle moved is this, in radians; the
+            others keep their ratios to it. None: go as far as `h` says.
+
+    Raises:
+        ValueError: If the shapes do not fit, `h` is not horizontal or not finite, or `angle` is
+            negative.
+
+    Sources:
+        Edelman, Arias and Smith, "The geometry of algorithms with orthogonality constraints",
+        1998, theorem 2.3.
+    """
+    x, h = _tangent(x, h, "h")
+    if angle is not None and not 0 <= angle < math.inf:
+        raise ValueError(f"angle must be finite and not negative, in radians, got {angle}.")
+    if angle is not None:
+        peak = h.detach().abs().amax(dim=(-2, -1), keepdim=True) if h.numel() else h.new_ones(())
+        h = h / torch.where(peak > 0, peak, 1)  # h is squared below: only its direction matters
+    s, v = _right_factors(h)
+    scale = None
+    if angle is not None:
+        largest = s[..., -1:]
+        scale = angle / torch.where(largest > 0, largest, 1)
+        s = s * scale
+    along = (v * torch.sinc(s / math.pi).unsqueeze(-2)) @ v.mT
+    if scale is not None:
+        along = along * scale.unsqueeze(-1)
+    y = x @ ((v * s.cos().unsqueeze(-2)) @ v.mT) + h @ along
+    # 1.5 Y - 0.5 Y (Y^T Y): the nearest orthonormal basis up to the defect's square.
+    return torch.add(1.5 * y, y @ (y.mT @ y), alpha=-0.5)
+
+
+def log(
+    x: Float[Tensor, "*#batch d r"], y: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch d r"]:
+    """The shortest tangent vector H at X whose geodesic reaches the span of `y`.
+
+    `exp(x, log(x, y))` spans what `y` spans; its columns are those of `y` turned into X's parallel
+    frame. Where a principal angle is pi/2 there are several shortest ones; this is one of them.
+
+    Args:
+        x: Orthonormal basis X.
+        y: Orthonormal basis of as many columns.
+
+    Raises:
+        ValueError: If the shapes do not fit or a basis is not finite.
+
+    Sources:
+        Bendokat, Zimmermann and Absil, "A Grassmann manifold handbook", 2020, algorithm 5.3.
+    """
+    x, y = _two(x, y, "y")
+    largest_entry("x", x)
+    largest_entry("y", y)
+    q, cosine, rh = torch.linalg.svd(y.mT @ x)
+    cosine = cosine.clamp(max=1)
+    sine = ((1 - cosine) * (1 + cosine)).sqrt()
+    # Angle over sine is smooth in the cosine, so a tiny angle costs no digits here.
+    stretch = torch.where(sine > 0, torch.atan2(sine, cosine) / torch.where(sine > 0, sine, 1), 1)
+    return projection(x, y @ ((q * stretch.unsqueeze(-2)) @ rh))
+
+
+def dist(
+    x: Float[Tensor, "*#batch d r"], y: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch"]:
+    """Length of the shortest geodesic: the 2-norm of the principal angles, in radians.
+
+    Args:
+        x: Orthonormal basis.
+        y: Orthonormal basis of as many columns.
+
+    Returns:
+        In `[0, sqrt(r) pi / 2]`; equals the Frobenius norm of `log(x, y)`.
+
+    Raises:
+        ValueError: If the shapes do not fit or a basis is not finite.
+    """
+    return distance(*_two(x, y, "y"), metric="geodesic")
+
+
+def transport(
+    x: Float[Tensor, "*#batch d r"],
+    h: Float[Tensor, "*#batch d r"],
+    v: Float[Tensor, "*#batch d r"],
+) -> Float[Tensor, "*#batch d r"]:
+    """Carry the tangent vector `v` at X in parallel along the geodesic of `h`, to exp(x, h).
+
+    Inner products with other transported vectors stay as they are, and `h` itself becomes the
+    velocity at the end.
+
+    Args:
+        x: Orthonormal basis X.
+        h: Tangent vector at X, the direction of the geodesic.
+        v: Tangent vector at X.
+
+    Returns:
+        Tangent vector at the basis `exp(x, h)`.
+
+    Raises:
+        ValueError: If the shapes do not fit, or `h` or `v` is not horizontal or not finite.
+
+    Sources:
+        Edelman, Arias and Smith, 1998, theorem 2.4.
+    """
+    x, h = _tangent(x, h, "h")
+    x, v = _tangent(x, v, "v")
+    s, w = _right_factors(h)
+    c = w.mT @ (h.mT @ v)
+    down = torch.sinc(s / math.pi).unsqueeze(-1)  # sin(s) / s
+    back = -0.5 * torch.sinc(s / (2 * math.pi)).square().unsqueeze(-1)  # (cos(s) - 1) / s^2
+    return v - x @ (w @ (down * c)) + h @ (w @ (back * c))
+
+
+def retraction(
+    x: Float[Tensor, "*#batch d r"], h: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch d r"]:
+    """The orthonormal basis nearest to X + H, which follows the geodesic to second order.
+
+    It turns principal vector i by atan(s_i): less than `exp`, and never by pi/2.
+
+    Args:
+        x: Orthonormal basis X.
+        h: Tangent vector H at X, horizontal.
+
+    Raises:
+        ValueError: If the shapes do not fit, or `h` is not horizontal or not finite.
+
+    Sources:
+        Absil, Mahony and Sepulchre, "Optimization algorithms on matrix manifolds", 2008,
+        example 4.1.5.
+    """
+    x, h = _tangent(x, h, "h")
+    s, v = _right_factors(h)
+    y = (x + h) @ ((v * (1 + s.square()).rsqrt().unsqueeze(-2)) @ v.mT)
+    return torch.add(1.5 * y, y @ (y.mT @ y), alpha=-0.5)
+
+
+def random_point(
+    d: int,
+    r: int,
+    *,
+    generator: torch.Generator | None = None,
+    batch: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "*batch d r"]:
+    """A subspace drawn uniformly, the one distribution that no rotation of R^d changes.
+
+    The basis is uniform on the Stiefel manifold too: this is `spanwise.linalg.random_basis`.
+
+    Args:
+        d: Ambient dimension.
+        r: Dimension of the subspace, at most d.
+        generator: Source of randomness; None means a fixed seed.
+        batch: Leading axes.
+        dtype: Dtype of the result.
+        device: Where the result lives; by default where `generator` does.
+
+    Raises:
+        ValueError: If not 0 <= r <= d.
+    """
+    return random_basis(d, r, generator=generator, batch=batch, dtype=dtype, device=device)
+
+
+def random_tangent(
+    x: Float[Tensor, "*batch d r"],
+    *,
+    angle: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*batch d r"]:
+    """A Gaussian tangent vector at X: every direction alike.
+
+    Without `angle` its singular values lie near sqrt(d - r) +- sqrt(r), so that `exp` would wind
+    around many times; with 2 r > d only d - r of them are not zero.
+
+    Args:
+        x: Orthonormal basis X.
+        angle: Scale the largest singular value to this, in radians.
+        generator: Source of randomness; None means a fixed seed.
+
+    Returns:
+        Horizontal at X; zero where r = d leaves no direction.
+
+    Raises:
+        ValueError: If `angle` is negative or `x` is wide.
+    """
+    x = matrix("x", x)
+    _check_tall(x)
+    if angle is not None and not 0 <= angle < math.inf:
+        raise ValueError(f"angle must be finite and not negative, in radians, got {angle}.")
+    if x.shape[-1] == x.shape[-2]:
+        return torch.zeros_like(x)  # what projecting leaves would be rounding, scaled up
+    h = projection(x, gaussian(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+    if angle is None:
+        return h
+    largest = torch.linalg.eigvalsh(h.mT @ h)[..., -1:].clamp(min=0).sqrt().unsqueeze(-1)
+    return h * (angle / torch.where(largest > 0, largest, 1))
+
+
+def _right_factors(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values of `h`, smallest first, and its right singular vectors (all r of them)."""
+    values, vectors = torch.linalg.eigh(h.mT @ h)
+    return values.clamp(min=0).sqrt(), vectors
+
+
+def _check_tall(x: Tensor) -> None:
+    if x.shape[-1] > x.shape[-2]:
+        raise ValueError(f"x must be tall, got {tuple(x.shape)}. Transpose row bases with .mT.")
+
+
+def _two(x: Tensor, u: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    first, second, _ = pair(x, u, ("x", name))
+    if x.shape[-1] != u.shape[-1]:
+        raise ValueError(
+            f"x and {name} must have as many columns, got {tuple(x.shape)} and {tuple(u.shape)}."
+        )
+    _check_tall(x)
+    return first, second
+
+
+def _tangent(x: Tensor, h: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both, once `h` is known to be finite and horizontal.
+
+    The tolerance is wide because it is not about rounding: it catches a forgotten projection,
+    with which the end of the geodesic would not be orthonormal at all.
+    """
+    x, h = _two(x, h, name)
+    if not h.numel():
+        return x, h
+    # Largest entries, not norms: squares of tiny ones would underflow.
+    inside = (x.detach().mT @ h.detach()).abs().amax(dim=(-2, -1))
+    peak = h.detach().abs().amax(dim=(-2, -1))
+    if not bool((inside <= 1e-3 * peak + torch.finfo(h.dtype).tiny).all()):
+        largest_entry(name, h)  # the error about NaN and infinity
+        raise ValueError(
+            f"{name} must be horizontal, x^T {name} = 0, but x^T {name} has entries up to "
+            f"{float(inside.max()):.1e} beside {float(peak.max()):.1e} in {name}. Project it with "
+            f"grassmann.projection(x, {name})."
+        )
+    return x, h
