@@ -8,12 +8,15 @@ from spanwise.optim._plan import plan_state_bytes
 from spanwise.optim._report import OptimizerReport, ReportRow, state_bytes
 from spanwise.optim._zoo import METHODS, OURS, build_optimizer
 from spanwise.optim.galore import GaLore
+from spanwise.optim.grasswalk import GrassJump, GrassWalk
 
 __all__ = [
     "METHODS",
     "OURS",
     "CommonOptions",
     "GaLore",
+    "GrassJump",
+    "GrassWalk",
     "Guard",
     "OptimizerReport",
     "ParamGroups",

@@ -34,6 +34,7 @@ from spanwise.optim._options import (
     check_number,
 )
 from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
+from spanwise.optim._residual import check_residual
 
 
 class GroupedOptimizer(Optimizer):
@@ -146,6 +147,7 @@ class GroupedOptimizer(Optimizer):
             check_count("refresh_every", group["refresh_every"])
         check_count("refresh_warmup", group["refresh_warmup"], 0)
         check_number("scale", group["scale"], 0, above=True)
+        check_residual(group, selects=BASES[group["basis"]].selects)
         self.check_options(group)
         names = group.get("param_names") or [f"#{i}" for i in range(len(group["params"]))]
         for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
@@ -327,7 +329,7 @@ class GroupedOptimizer(Optimizer):
         if side == "full":
             return rank * (rows + cols) + 2 * rank * rank
         own, other = (rows, cols) if side == "left" else (cols, rows)
-        return rank * own + 2 * rank * other
+        return rank * own + 2 * rank * other + (options["residual"] != "drop")
 
     def report(self) -> OptimizerReport:
         """What is projected, guarded and left plain, and the bytes of optimizer state."""

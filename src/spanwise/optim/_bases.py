@@ -10,6 +10,7 @@ from torch import Tensor
 from spanwise.linalg.bases import align
 from spanwise.linalg.svd import top_subspace
 from spanwise.optim._constraint import SideConstraint
+from spanwise.optim._grassmann_bases import WALK_ANGLE, jump, track, walk
 from spanwise.optim._rows import choose_rows, line_norms
 
 
@@ -95,8 +96,42 @@ def find_rows(request: Request) -> tuple[Tensor, Tensor | None]:
     )
 
 
+def find_jump(request: Request) -> Tensor:
+    """A random subspace, whatever the gradient."""
+    return jump(
+        (*request.g.shape[:-2], request.dim, request.rank),
+        allowed=request.allowed,
+        generator=request.generator,
+        like=request.g,
+    )
+
+
+def find_walk(request: Request) -> Tensor:
+    """A random move of the old basis by `walk_angle`; the first basis is a jump."""
+    if request.old is None:
+        return find_jump(request)
+    angle = request.options.get("walk_angle", WALK_ANGLE)
+    return walk(request.old, angle, allowed=request.allowed, generator=request.generator)
+
+
+def find_track(request: Request) -> Tensor:
+    """The old basis, one of its directions turned towards the gradient by at most `walk_angle`."""
+    return track(
+        request.g,
+        request.old,
+        request.rank,
+        request.side,
+        request.options.get("walk_angle", WALK_ANGLE),
+        allowed=request.allowed,
+        generator=request.generator,
+    )
+
+
 BASES: dict[str, BasisKind] = {
     "svd": BasisKind(find=find_svd),
+    "jump": BasisKind(find=find_jump, needs_gradient=False),
+    "walk": BasisKind(find=find_walk, needs_gradient=False),
+    "track": BasisKind(find=find_track),
     "rows": BasisKind(find=find_rows, selects=True),
     "identity": BasisKind(find=find_identity, needs_gradient=False),
 }

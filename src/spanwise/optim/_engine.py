@@ -27,6 +27,7 @@ from spanwise.optim._constraint import Constraint, SideConstraint
 from spanwise.optim._groups import Member
 from spanwise.optim._projector import DenseProjector
 from spanwise.optim._refresh import Projector, RefreshingOptimizer
+from spanwise.optim._residual import recover_
 from spanwise.optim._rows import RowProjector, coordinates_inside
 from spanwise.optim._rules import adam_
 
@@ -255,7 +256,10 @@ class SubspaceOptimizer(RefreshingOptimizer):
         rate, x = self._rate(group, work.state), self._constrain_coordinates(work, x)
         factor = None
         if group["residual"] != "drop":
-            x, factor = self._recover(group, work, x)
+            factor = recover_(
+                work.g, work.r, x, work.state["residual_norm"], group=group, age=work.age,
+                axis=-2 if projector.sides == ("left",) else -1,
+            )  # fmt: skip
         w = _writable_matrix(p, work.member.layout)
         beyond = factor is not None and (constraint is not None or p.dtype != x.dtype)
         if w is None or beyond or (constraint is not None and decay):
@@ -276,12 +280,6 @@ class SubspaceOptimizer(RefreshingOptimizer):
         projector.lift_add_(w, x, rate)
         if decay and self.compat:
             w.mul_(1 - lr * decay)
-
-    def _recover(
-        self, group: dict[str, Any], work: Work, x: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Bring back the residual: x' and factors f such that W moves by lift(x') + f * G."""
-        raise NotImplementedError("recovery scaling lands with GrassWalk")
 
 
 def _writable_matrix(p: Tensor, layout: Layout) -> Tensor | None:

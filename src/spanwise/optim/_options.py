@@ -55,6 +55,8 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "refresh_warmup": 0,
     "moments": "keep",
     "residual": "drop",
+    "residual_scale": None,
+    "growth_limit": 1.01,
     "scale": 1.0,
 }
 """What a group holds unless the class, the constructor or the group itself says otherwise.
@@ -62,8 +64,9 @@ GROUP_DEFAULTS: dict[str, Any] = {
 `basis`: where a basis comes from. `init`: the first one, if it comes from elsewhere. `svd`: how a
 decomposition is computed. `refresh_every`: steps between two bases; None keeps the first.
 `refresh_warmup`: steps over which the rate rises again after a refresh. `moments`: what a refresh
-does to them. `residual`: what becomes of the gradient outside the subspace. `scale`: factor of
-the update.
+does to them. `residual`: what becomes of the gradient outside the subspace; `residual_scale`: its
+factor, None for `scale` (for `fira`: 1); `growth_limit`: how much its norm may grow in one step,
+None for no limit. `scale`: factor of the update.
 """
 
 

@@ -103,10 +103,12 @@ class RefreshingOptimizer(GroupedOptimizer):
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         """Moments of one parameter, zero."""
         p, shape = member.parameter, self._coordinates_shape(group, member)
+        shapes = {"exp_avg": shape, "exp_avg_sq": shape}
+        if group["residual"] != "drop":
+            shapes["residual_norm"] = member.stack_shape
         dtype = self._state_dtype(p)
         return {
-            key: torch.zeros(shape, dtype=dtype, device=p.device)
-            for key in ("exp_avg", "exp_avg_sq")
+            key: torch.zeros(shape, dtype=dtype, device=p.device) for key, shape in shapes.items()
         }
 
     def _coordinates_shape(self, group: dict[str, Any], member: Member) -> tuple[int, ...]:
