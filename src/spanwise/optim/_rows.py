@@ -1,7 +1,7 @@
 """Row selections: which rows (or columns) of a gradient are kept, and what one does with them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,11 +22,16 @@ _MANY = 1e9
 def line_norms(
     g: Float[Tensor, "*batch rows cols"], side: Literal["left", "right"]
 ) -> Float[Tensor, "*batch d"]:
-    """Euclidean norms of the rows (`left`) or columns (`right`) of `g`, in float64.
+    """Euclidean norms of the rows (`left`) or columns (`right`) of `g`, in float32 at least.
 
-    A sum of squares that overflows in float32 would pick rows at random.
+    Where squares would leave float32's range and make rows equal, in float64.
     """
-    return torch.linalg.vector_norm(g, dim=-1 if side == "left" else -2, dtype=torch.float64)
+    dim = -1 if side == "left" else -2
+    if g.dtype != torch.float64:
+        norms = torch.linalg.vector_norm(g, dim=dim, dtype=torch.float32)
+        if norms.numel() and 1e-15 < float(norms.max()) < 1e18:
+            return norms
+    return torch.linalg.vector_norm(g, dim=dim, dtype=torch.float64)
 
 
 def choose_rows(
@@ -153,36 +158,38 @@ class RowProjector:
         """The side that is selected from."""
         return (self.side,)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        if self.scale is None:
-            return x
-        scale = self.scale.to(x.dtype)
-        return x * (scale[..., :, None] if self.side == "left" else scale[..., None, :])
-
     @property
     def _dim(self) -> int:
         return -2 if self.side == "left" else -1
+
+    def _along(self, v: Tensor) -> Tensor:
+        """A vector over the selection, shaped to meet a matrix of coordinates."""
+        return v[..., :, None] if self.side == "left" else v[..., None, :]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale is None else x * self._along(self.scale.to(x.dtype))
 
     def _with_side(self, shape: torch.Size, length: int) -> list[int]:
         sizes = list(shape)
         sizes[self._dim] = length
         return sizes
 
-    def _index(self, shape: list[int]) -> Tensor:
-        rows = self.rows[..., :, None] if self.side == "left" else self.rows[..., None, :]
-        return rows.expand(shape)
-
     def gather(self, g: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
         """The chosen rows or columns of `g`, unscaled, in its own dtype."""
         if g.ndim == 2:
             return g.index_select(self._dim, self.rows)
         shape = self._with_side(g.shape, self.rows.shape[-1])
-        return g.gather(self._dim, self._index(shape))
+        return g.gather(self._dim, self._along(self.rows).expand(shape))
 
     def project(self, g: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
         """Coordinates R of `g`; half precision comes out in float32."""
         r = self.gather(g)
         return self._scaled(r if r.dtype == torch.float64 else r.float())
+
+    def coordinates_of(self, w: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch a b"]:
+        """Coordinates whose lift is the chosen rows or columns of `w` themselves."""
+        chosen = RowProjector.gather(self, w)
+        return chosen if self.scale is None else chosen / self._along(self.scale.to(chosen.dtype))
 
     def lift(self, x: Float[Tensor, "*batch a b"]) -> Float[Tensor, "*batch rows cols"]:
         """The ambient matrix with coordinates `x`."""
@@ -192,16 +199,16 @@ class RowProjector:
 
     def lift_add_(self, w: Tensor, x: Float[Tensor, "*batch a b"], alpha: float) -> None:
         """`w += alpha * lift(x)`, touching what is selected and nothing else."""
-        x = self._scaled(x)
-        # On columns scatter_add_ is five times faster than index_add_ on a CPU.
-        by_row = w.ndim == 2 and self.side == "left"
-        if w.dtype != x.dtype or not by_row:
-            # One rounding of the whole update.
-            x, alpha = (x * alpha).to(w.dtype), 1.0
-        if by_row:
+        x, index = self._scaled(x), self._along(self.rows)
+        if w.dtype != x.dtype:
+            # Added in full precision and rounded once.
+            chosen = RowProjector.gather(self, w).to(x.dtype).add_(x, alpha=alpha)
+            w.scatter_(self._dim, index.expand(x.shape), chosen.to(w.dtype))
+        elif w.ndim == 2 and self.side == "left":
             w.index_add_(0, self.rows, x, alpha=alpha)
         else:
-            w.scatter_add_(self._dim, self._index(list(x.shape)), x)
+            # On columns scatter_add_ is five times faster than index_add_ on a CPU.
+            w.scatter_add_(self._dim, index.expand(x.shape), x * alpha)
 
 
 def coordinates_inside(
@@ -261,11 +268,19 @@ def _rank(values: Tensor, matrix: Tensor) -> int:
     return int((values > tolerance).sum(-1).max()) if values.numel() else 0
 
 
+class GatheredRows(RowProjector):
+    """The same selection, of gradients whose chosen rows alone are at hand."""
+
+    def gather(self, g: Float[Tensor, "*batch a b"]) -> Float[Tensor, "*batch a b"]:
+        """`g` itself: what `grass_linear_` left of the gradient."""
+        return g
+
+
 @dataclass
 class RowGradient:
     """Chosen rows (or columns) of a weight's gradient, in place of the whole of it.
 
-    `grass_linear_` stores one as `weight.spanwise_grad`; an optimizer that knows them reads it
+    `grass_linear_` leaves one as `weight.spanwise_grad`; an optimizer that knows them reads it
     instead of `weight.grad`, which stays None.
     """
 
@@ -273,7 +288,14 @@ class RowGradient:
     """G[rows, :] or G[:, rows], unscaled, summed over the micro-batches of this step."""
     projector: RowProjector
     """The selection they belong to: the optimizer's own, or a new one where a refresh is due."""
-    refreshed: bool = False
-    """Whether `projector` was chosen anew from this step's first gradient."""
+    chosen: bool = False
+    """Whether `projector` was chosen anew, from this step's first gradient."""
     finite: bool = True
     """Whether that first gradient was finite; nothing is chosen from one that is not."""
+    group: Any = None
+    """The process group over which `values` are still to be averaged, if any."""
+
+
+def row_gradient(p: Tensor) -> RowGradient | None:
+    """The `RowGradient` that a parameter holds, if any."""
+    return getattr(p, "spanwise_grad", None)
