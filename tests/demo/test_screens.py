@@ -65,3 +65,9 @@ def test_the_verdict_says_what_happened(values, part):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         DemoOptions(seed=-1)
+
+
+@pytest.mark.bad_input
+def test_quick_and_full_exclude_each_other():
+    with pytest.raises(ValueError, match="--quick and --full exclude each other"):
+        DemoOptions(quick=True, full=True)

@@ -1,6 +1,7 @@
 """The whole demo on a few steps, and its experiment."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ pytest.importorskip("matplotlib")
 
 from spanwise.atlas import Atlas
 from spanwise.cli import main
-from spanwise.demo.show import continue_text
+from spanwise.demo import DemoOptions
+from spanwise.demo.show import SHORTER, continue_text, settings_of, told_settings
 from spanwise.io import open_tensors
 from spanwise.report import Result
 from spanwise.reproductions import demo as experiment
@@ -98,6 +100,15 @@ def test_the_screens_the_page_and_the_files(cache, tmp_path, capsys):
     atlas = Atlas.load(out / "old.atlas.safetensors")
     base = new_model(QUICK, base_file(QUICK, Texts.load(QUICK), 0))
     assert atlas.update_share(base, out / "galore_avoid.safetensors").inside < 1e-9
+
+
+def test_a_showing_differs_from_the_committed_experiment_only_where_it_says_so():
+    shown, committed = settings_of(DemoOptions()), settings_of(DemoOptions(full=True))
+    assert committed == experiment.PRESETS["default"]
+    differ = {k: v for k, v in asdict(shown).items() if v != asdict(committed)[k]}
+    assert differ == SHORTER
+    told = told_settings(DemoOptions())
+    assert all(str(value) in told for value in SHORTER.values())
 
 
 def test_ctrl_c_gives_130_and_the_command(cache, tmp_path, capsys, monkeypatch):

@@ -10,10 +10,12 @@ def main(argv: list[str]) -> int:
     """Parse the options and run."""
 
     def run(options: DemoOptions, terminal: Terminal) -> None:
+        length = "four minutes" if options.full else "two and a half minutes"
+        if not options.quick:
+            terminal.say(f"Learning something new without losing the old: about {length}.")
         # Imported here, so that --help needs neither torch nor transformers.
         from spanwise.demo.show import show
 
-        terminal.say("Learning something new without losing the old: about three minutes.")
         try:
             result = show(options, terminal, lively=terminal.interactive)
         except KeyboardInterrupt as stop:

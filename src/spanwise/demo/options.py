@@ -9,8 +9,9 @@ from typing import Literal
 class DemoOptions:
     """Teach a small model a new text, seven ways, and see what each forgets of the old one.
 
-    Takes about three minutes on two cores and downloads nothing: the model learns Python's own
-    source code first, then another text that Python ships.
+    Takes about two and a half minutes on two cores and downloads nothing: the model learns
+    Python's own source code first, then another text that Python ships. This is one seed of a
+    shorter version of the committed experiment, which `spanwise reproduce demo` runs.
     """
 
     new: Literal["unicode-names", "python-docs"] = "unicode-names"
@@ -23,7 +24,11 @@ class DemoOptions:
     """Train the model that knows Python anew instead of taking it from the cache."""
     quick: bool = False
     """A few steps only, to see the screens."""
+    full: bool = False
+    """The committed experiment's own settings: a longer pre-training, more held-out text."""
 
     def __post_init__(self) -> None:
+        if self.quick and self.full:
+            raise ValueError("--quick and --full exclude each other; name one.")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}.")

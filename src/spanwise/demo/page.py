@@ -30,6 +30,7 @@ def write(
     *,
     prompt: str,
     said: str,
+    settings_told: str,
     turn: str,
 ) -> Path:
     """Write `demo.json`, `demo.svg` and `demo.html` into `folder`; returns the page.
@@ -41,6 +42,7 @@ def write(
         plans: Model's name -> what its training takes.
         prompt: The start of an old text.
         said: The verdict on this run.
+        settings_told: How this run relates to the committed experiment.
         turn: Commands for the reader's own model.
     """
     result.save(folder / "demo.json")
@@ -61,7 +63,7 @@ def write(
                     "fraction of the update above them.",
                 ),
             ],
-            eyebrow=f"{result.data['name']} · one seed",
+            eyebrow=f"{result.data['name']} · {result.preset}",
         ),
         Section(
             "The same old prompt, continued by each",
@@ -85,6 +87,7 @@ def write(
             "Your turn",
             [
                 Code(turn),
+                Text(settings_told),
                 Text(
                     "One seed shows; three judge. The criterion that was fixed beforehand, its "
                     "run on three fresh seeds and the verdict: `spanwise reproduce demo`."

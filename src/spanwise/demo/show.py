@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ SEVEN_BILLION = TrainConfig.flat(
     "llama-7b", plan=True, rank=1024, batch=1, sequence=2048, precision="bfloat16"
 )
 """The 7B model of the GaLore papers, at their rank."""
+SHORTER = {"pretrain_steps": 250, "held_out": 32}
+"""Where a showing differs from the committed experiment, so that it ends within three minutes."""
 SHRUNK = ("adamw", OURS)
 """Arms that the table also shows with a fraction of their update."""
 TURN = """\
@@ -53,12 +56,14 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
     torch.set_num_threads(min(torch.get_num_threads(), 4))
     start = time.perf_counter()
     settings = settings_of(options)
+    report.say(told_settings(options))
     texts = Texts.load(settings)
     for role, text in (("knows ", texts.old), ("learns", texts.new)):
         length = format_value(len(text.train) + len(text.held_out), "B")
         report.say(f"{role}  {text.name}, {length} that Python ships; sha256 {text.digest[:16]}…")
 
     report.say(screens.heading(1, "What training takes"))
+    report.live("tracing one step of either model, on tensors that have a size but no memory")
     plans = memory_plans(settings)
     report.table(*screens.plan_table(plans))
 
@@ -95,7 +100,10 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
 
     said = screens.verdict(values, ARMS[OURS], settings.level)
     result = one_seed_result(options, settings, texts, rows, time.perf_counter() - start)
-    written = page.write(options.out, result, shown, plans, prompt=PROMPT, said=said, turn=TURN)
+    written = page.write(
+        options.out, result, shown, plans, prompt=PROMPT, said=said,
+        settings_told=told_settings(options), turn=TURN,
+    )  # fmt: skip
     report.say(f"\n{said}")
     report.say("That was one seed. Judged on three fresh ones by: spanwise reproduce demo")
     report.say(f"\npage       {written}\npicture    {options.out / 'demo.svg'}")
@@ -104,9 +112,25 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
 
 
 def settings_of(options: DemoOptions) -> Settings:
-    """The committed experiment's settings for this text, or a few steps of it."""
+    """The committed experiment's settings for this text, a shorter version, or a few steps."""
     presets = experiment.presets(options.new)
-    return presets["quick" if options.quick else "default"]
+    if options.quick:
+        return presets["quick"]
+    return presets["default"] if options.full else replace(presets["default"], **SHORTER)
+
+
+def told_settings(options: DemoOptions) -> str:
+    """How this showing relates to the committed experiment."""
+    if options.quick:
+        return "A few steps, to see the screens: the numbers mean nothing."
+    if options.full:
+        return "One seed of the committed experiment, at its own settings."
+    whole = experiment.presets(options.new)["default"]
+    return (
+        f"One seed of a shorter version of the committed experiment: {SHORTER['pretrain_steps']} "
+        f"steps of pre-training, not {whole.pretrain_steps}, and {SHORTER['held_out']} held-out "
+        f"sequences, not {whole.held_out}. All of it: --full."
+    )
 
 
 def memory_plans(settings: Settings) -> dict[str, MemoryPlan]:
@@ -238,7 +262,7 @@ def one_seed_result(
         texts,
         tuple(rows),
         slug="demo",
-        preset="one seed",
+        preset="one seed" if options.full else "one seed, shorter",
         verdict=Verdict.of(
             experiment.judge_rows(rows), fresh_seeds=(options.seed,), tuning_seeds=()
         ),
