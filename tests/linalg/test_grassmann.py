@@ -138,6 +138,24 @@ class TestExp:
         )
 
 
+class TestMove:
+    @pytest.mark.parametrize(("d", "r"), [(14, 4), (6, 5), (5, 1)])
+    def test_is_exp_of_the_horizontal_part(self, d, r):
+        x = point(d, r)
+        u = torch.randn(d, r, generator=seeded(1), dtype=F64)
+        expected = grassmann.exp(x, grassmann.projection(x, u), angle=0.4)
+        torch.testing.assert_close(grassmann.move(x, u, 0.4), expected, atol=1e-13, rtol=0)
+
+    @pytest.mark.parametrize("size", [1e-8, 1e-300, 1e300])
+    def test_keeps_orthonormal_where_the_horizontal_part_is_small(self, size):
+        x = point()
+        h = tangent(x)
+        moved = grassmann.move(x, size * h + (size * 1e6) * x, 0.4)
+        # What u has inside X leaves 1e-10 of its size beside the direction.
+        torch.testing.assert_close(moved, grassmann.exp(x, h, angle=0.4), atol=1e-8, rtol=0)
+        assert defect(moved) < 1e-14
+
+
 class TestLogAndDist:
     @pytest.mark.parametrize("angle", [1e-9, 1e-4, 0.5, 1.57])
     @pytest.mark.parametrize(("d", "r"), [(14, 4), (6, 5), (5, 1)])
@@ -289,6 +307,7 @@ VERBS = {
     "projection": lambda x, h, v: grassmann.projection(x, h + v),
     "exp": lambda x, h, v: grassmann.exp(x, h),
     "exp to an angle": lambda x, h, v: grassmann.exp(x, h, angle=0.7),
+    "move": lambda x, h, v: grassmann.move(x, h, 0.7),
     "log": lambda x, h, v: grassmann.log(x, grassmann.exp(x, h)),
     "dist": lambda x, h, v: grassmann.dist(x, grassmann.exp(x, h)),
     "transport": grassmann.transport,
@@ -383,6 +402,8 @@ class TestBadInput:
         h[0, 0] = math.nan
         with pytest.raises(ValueError, match="h holds 1 non-finite"):
             grassmann.exp(x, h)
+        with pytest.raises(ValueError, match="u holds 1 non-finite"):
+            grassmann.move(x, h, 0.3)
         with pytest.raises(ValueError, match="y holds 1 non-finite"):
             grassmann.log(x, h)
 
@@ -391,6 +412,8 @@ class TestBadInput:
         x = point()
         with pytest.raises(ValueError, match="angle must be finite and not negative"):
             grassmann.exp(x, tangent(x), angle=angle)
+        with pytest.raises(ValueError, match="angle must be finite and not negative"):
+            grassmann.move(x, tangent(x), angle)
         with pytest.raises(ValueError, match="angle must be finite and not negative"):
             grassmann.random_tangent(x, angle=angle)
 

@@ -438,7 +438,7 @@ class TestRecovery:
         torch.testing.assert_close(w, plain, atol=1e-12, rtol=0)
 
     def test_needs_no_temporary_of_the_weights_size_without_a_guard(self):
-        rows, cols = 64, 96
+        rows, cols = 256, 320
         optimizer = GrassJump([{"params": [matrix(rows, cols, dtype=torch.float32)], "rank": 4}])
         w = optimizer.param_groups[0]["params"][0]
         seen = []

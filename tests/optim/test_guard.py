@@ -10,7 +10,7 @@ from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.layouts import matrix_view
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, guard, param_groups
+from spanwise.optim import GaLore, GrassJump, GrassWalk, guard, param_groups
 from spanwise.optim._constraint import SideConstraint
 
 # name -> (shape, layout); dimensions of the map follow from the layout.
@@ -51,14 +51,14 @@ def make_parameters(dtype=torch.float64, tensors=TENSORS):
     }
 
 
-def galore(**options):
+def galore(method=GaLore, **options):
     def make(parameters, decay, **constraint):
         group = {
             "params": list(parameters.items()),
             "layouts": [TENSORS[name][1] for name in parameters],
             "rank": 3,
         }
-        return GaLore(
+        return method(
             [group], lr=1e-2, weight_decay=decay, refresh_every=3, **options, **constraint
         )
 
@@ -89,6 +89,12 @@ OPTIMIZERS = {
     "galore-full": galore(side="full", svd="gram"),
     "galore-warm": galore(svd="warm", moments="rotate", stagger=True),
     "galore-plain": plain_galore_group,
+    "galore-fira": galore(residual="fira"),
+    "grasswalk": galore(GrassWalk),
+    "grasswalk-long-drop": galore(GrassWalk, side="long", residual="drop"),
+    "grasswalk-track": galore(GrassWalk, basis="track"),
+    "grassjump": galore(GrassJump),
+    "grassjump-drop": galore(GrassJump, residual="drop", init="jump"),
     "adamw": guarded(lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd)),
     "adamw-fused": guarded(
         lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd, fused=True)
@@ -160,7 +166,9 @@ def test_every_update_stays_within_the_given_directions(name, sides, decay):
         assert (d - kept).norm() < 1e-12 * d.norm()
 
 
-@pytest.mark.parametrize("name", ["galore-short", "galore-long", "adamw", "sgd", "muon"])
+@pytest.mark.parametrize(
+    "name", ["galore-short", "galore-long", "grasswalk", "grassjump", "adamw", "sgd", "muon"]
+)
 def test_float32_keeps_the_guarantee_to_rounding(name):
     tensors = tensors_for(name)
     atlas = make_atlas(("output", "input"), dtype=torch.float32, tensors=tensors)
@@ -176,6 +184,8 @@ def test_float32_keeps_the_guarantee_to_rounding(name):
         ("muon", ("output",), 0.1),
         ("galore-short", ("output", "input"), 0.0),
         ("galore-long", ("output", "input"), 0.0),
+        ("grasswalk", ("output", "input"), 0.0),
+        ("grassjump", ("input",), 0.0),
         ("sgd", ("input",), 0.1),
     ],
 )
@@ -306,9 +316,10 @@ def test_rank_is_clipped_to_what_is_left_with_a_warning():
     assert optimizer.report().rows[0].rank == 2
 
 
-def test_growing_the_atlas_redraws_bases_and_keeps_the_promise_from_then_on():
+@pytest.mark.parametrize("name", ["galore-short", "grasswalk", "grasswalk-long-drop", "grassjump"])
+def test_growing_the_atlas_redraws_bases_and_keeps_the_promise_from_then_on(name):
     parameters = make_parameters()
-    optimizer = OPTIMIZERS["galore-short"](parameters, 0.0)
+    optimizer = OPTIMIZERS[name](parameters, 0.0)
     for _ in range(2):
         for p in parameters.values():
             p.grad = torch.randn_like(p)

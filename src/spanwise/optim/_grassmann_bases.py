@@ -61,10 +61,8 @@ def walk(
         old = allowed.basis_inside(old)  # it may be from before this constraint
     if angle == 0 or old.shape[-1] >= free:
         return old
-    h = gaussian(old.shape, generator=generator, dtype=old.dtype, device=old.device)
-    if allowed is not None:
-        h = allowed.rows(h)
-    return grassmann.exp(old, grassmann.projection(old, h), angle=angle)
+    u = gaussian(old.shape, generator=generator, dtype=old.dtype, device=old.device)
+    return grassmann.move(old, u if allowed is None else allowed.rows(u), angle)
 
 
 def track(
