@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["projected", "plain", "frozen"]
 
-COUNTERS = ("step", "refreshed", "moments_from")
-"""State that is no moment or basis: 0-dim tensors that stay where they are, on the CPU."""
+COUNTERS = ("step", "refreshed", "moments_from", "proj_step")
+"""State that is no moment or basis: counts that stay where they are, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
