@@ -14,49 +14,15 @@ On a CPU the dense projection costs more time than fused AdamW: what GaLore save
 """
 
 import argparse
-import importlib
-import importlib.util
 import statistics
-import sys
-import time
-import types
 
 import torch
+from _llama60m import LINEAR, LR, RANK, SCALE, fill_gradients, held_bytes, make_weights, seconds
 from _timing import environment, write_results
 from torch import nn
 
 from spanwise.optim import GaLore
-
-RANK, SCALE, LR = 128, 0.25, 1e-2
-LINEAR = [(512, 512)] * 32 + [(1376, 512)] * 16 + [(512, 1376)] * 8
-REST = [(32000, 512)] * 2 + [(512,)] * 17
-
-
-def make_weights() -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(shape: tuple[int, ...]) -> nn.Parameter:
-        p = nn.Parameter(0.02 * torch.randn(shape, generator=generator))
-        p.grad = torch.empty_like(p)
-        return p
-
-    linear, rest = [draw(s) for s in LINEAR], [draw(s) for s in REST]
-    fill_gradients(linear, rest, 0)
-    return linear, rest
-
-
-def fill_gradients(linear: list[nn.Parameter], rest: list[nn.Parameter], seed: int) -> None:
-    """Gradients with a k^-0.6 spectrum for the matrices, as real ones have; noise elsewhere."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in linear:
-        m, n = p.shape
-        k = min(m, n)
-        values = torch.arange(1, k + 1) ** -0.6
-        a = torch.randn(m, k, generator=generator) / m**0.5
-        b = torch.randn(k, n, generator=generator) / n**0.5
-        p.grad.copy_((a * values) @ b)  # type: ignore[union-attr]
-    for p in rest:
-        p.grad.normal_(generator=generator)  # type: ignore[union-attr]
+from spanwise.reproductions import _peers
 
 
 class Floor:
@@ -86,17 +52,6 @@ class Floor:
         self.plain.step()
 
 
-def load_galore_torch() -> type:
-    """Its AdamW without its package import, which wants a CUDA library."""
-    spec = importlib.util.find_spec("galore_torch")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("pip install --no-deps galore-torch==1.0")
-    package = types.ModuleType("galore_official")
-    package.__path__ = [spec.submodule_search_locations[0]]
-    sys.modules["galore_official"] = package
-    return importlib.import_module("galore_official.adamw").AdamW
-
-
 def contenders() -> dict[str, tuple[object, list[nn.Parameter], list[nn.Parameter]]]:
     made = {}
 
@@ -107,7 +62,9 @@ def contenders() -> dict[str, tuple[object, list[nn.Parameter], list[nn.Paramete
     def theirs(linear, rest):
         keys = {"rank": RANK, "update_proj_gap": 10**9, "scale": SCALE, "proj_type": "std"}
         groups = [{"params": linear, **keys}, {"params": rest}]
-        return load_galore_torch()(groups, lr=LR, no_deprecation_warning=True)
+        return _peers.load("galore_torch", "adamw").AdamW(
+            groups, lr=LR, no_deprecation_warning=True
+        )
 
     def other(linear, rest):
         import pytorch_optimizer
@@ -131,12 +88,6 @@ def contenders() -> dict[str, tuple[object, list[nn.Parameter], list[nn.Paramete
     return made
 
 
-def seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def ordinary_steps(rounds: int) -> dict[str, dict[str, float]]:
     made = contenders()
     for optimizer, *_ in made.values():
@@ -151,7 +102,7 @@ def ordinary_steps(rounds: int) -> dict[str, dict[str, float]]:
     for name, (optimizer, linear, _) in made.items():
         state = None
         if isinstance(optimizer, torch.optim.Optimizer):
-            state = linear_state_bytes(optimizer, linear)
+            state = held_bytes(optimizer, linear)
         rows[name] = {
             "min_ms": 1e3 * min(times[name]),
             "median_ms": 1e3 * statistics.median(times[name]),
@@ -162,18 +113,6 @@ def ordinary_steps(rounds: int) -> dict[str, dict[str, float]]:
             "state_bytes_linear": state,
         }
     return rows
-
-
-def linear_state_bytes(optimizer: torch.optim.Optimizer, linear: list[nn.Parameter]) -> int:
-    total = 0
-    for p in linear:
-        for value in optimizer.state[p].values():
-            if torch.is_tensor(value) and value.ndim:
-                total += value.numel() * value.element_size()
-            elif hasattr(value, "ortho_matrix"):
-                basis = value.ortho_matrix
-                total += basis.numel() * basis.element_size()
-    return total
 
 
 def refresh_steps(rounds: int) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ import torch
 
 from spanwise.cli import main
 from spanwise.datasets import ByteTokenizer
+from spanwise.optim import METHODS
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -99,11 +100,11 @@ def test_print_config_resolves_and_stops(argv, tmp_path, capsys):
 def test_a_plan_is_a_table_of_all_methods(tiny, capsys):
     assert main(["train", tiny, "--rank", "4", "--plan"]) == 0
     out = capsys.readouterr().out
-    for word in ("galore", "adamw", "muon", "sgd", "states", "activations", "peak"):
+    for word in (*METHODS, "docs/optimizers.md", "states", "activations", "peak"):
         assert word in out
     assert main(["train", tiny, "--rank", "4", "--plan", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {row["method"] for row in rows} == {"galore", "adamw", "muon", "sgd"}
+    assert {row["method"] for row in rows} == set(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -139,16 +140,17 @@ def test_an_unknown_key_in_the_config_file_names_the_nearest(argv, tmp_path, cap
     assert "did you mean 'rank'" in capsys.readouterr().err
 
 
-def test_ctrl_c_saves_and_the_printed_line_resumes(argv, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_saves_and_the_printed_line_resumes(argv, tmp_path, number, code):
     steps = argv.index("--steps") + 1
     argv[steps] = "2000"
     process = spawn(argv)
     for line in process.stdout:
         if line.startswith("step    3"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert f"spanwise train --config {tmp_path}/run/config.yaml --resume" in err
     last = max(int(p.name.partition("-")[2]) for p in (tmp_path / "run").glob("checkpoint-*"))
     assert last >= 3

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from spanwise.optim import (
+    METHODS,
+    OURS,
     GaLore,
     build_optimizer,
     param_groups,
@@ -86,14 +88,17 @@ def test_report_line_counts_every_tensor():
     assert "proj.weight" in report.table()
 
 
-@pytest.mark.parametrize("method", ["galore", "adamw", "muon", "sgd"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_planned_state_is_what_a_step_allocates(method):
     net = Net()
     optimizer = build_optimizer(method, net, lr=1e-3, rank=4)
     for p in net.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    chosen = muon_groups(net) if method == "muon" else param_groups(net, rank=4)
+    if method in OURS:
+        chosen = OURS[method].groups_of(net, 4)
+    else:
+        chosen = muon_groups(net) if method == "muon" else param_groups(net, rank=4)
     shapes = {n: tuple(p.shape) for n, p in net.named_parameters()}
     expected = plan_state_bytes(shapes, method, rank=4, projected=names(chosen[0]))
     assert state_bytes(optimizer) == expected
@@ -102,7 +107,7 @@ def test_planned_state_is_what_a_step_allocates(method):
 def test_unknown_method_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'galore'"):
         build_optimizer("galor", Net(), lr=1e-3)
-    with pytest.raises(ValueError, match="method must be one of galore, adamw"):
+    with pytest.raises(ValueError, match="method must be one of galore, grass"):
         plan_state_bytes({}, "adagrad")
 
 

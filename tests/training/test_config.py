@@ -90,6 +90,6 @@ def test_data_and_folder_are_asked_for():
 
 
 @pytest.mark.parametrize("option", [{"scale": 0.3}, {"stagger": True}, {"plain_lr": 1e-3}])
-def test_an_option_of_galore_is_no_option_of_a_rival(option):
-    with pytest.raises(ValueError, match="is an option of galore"):
+def test_an_option_of_a_subspace_method_is_none_of_a_rival(option):
+    with pytest.raises(ValueError, match="is an option of subspace methods"):
         TrainConfig.flat("60m", data="a", out="r", method="adamw", **option)

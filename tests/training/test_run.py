@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from spanwise.atlas import Atlas
 from spanwise.datasets import ByteTokenizer, load_text
 from spanwise.io.runs import RunFolder
+from spanwise.optim import METHODS, OURS
 from spanwise.training import TrainConfig, train
 from spanwise.training.data import pack
 from spanwise.training.evaluation import loss_on
@@ -17,7 +18,7 @@ from spanwise.training.inputs import Texts
 from spanwise.training.reporting import Silent
 from spanwise.zoo import load_model
 
-GUARDED = ["galore", "adamw", "muon", "sgd"]
+GUARDED = sorted(METHODS)
 
 
 class Listener(Silent):
@@ -143,7 +144,9 @@ def test_a_fraction_is_saved_as_that_fraction(options, tiny):
 @pytest.mark.parametrize("method", GUARDED)
 def test_no_update_enters_the_atlas_whatever_the_method(options, atlas, method):
     options |= {"method": method, "avoid": atlas, "weight_decay": 0.1}
-    if method != "galore":
+    if method == "grass":  # a selection needs more rows than there are directions to avoid
+        options["rank"] = 12
+    if method not in OURS or method in ("osd", "adamsn"):  # nothing is ever redrawn
         options["refresh_every"] = None
     heard = Listener()
     result = train(TrainConfig.flat(**options), heard)

@@ -8,16 +8,24 @@ from spanwise.optim._plan import plan_state_bytes
 from spanwise.optim._report import OptimizerReport, ReportRow, state_bytes
 from spanwise.optim._zoo import METHODS, OURS, build_optimizer
 from spanwise.optim.galore import GaLore
+from spanwise.optim.grass import Grass
 from spanwise.optim.grasswalk import GrassJump, GrassWalk
+from spanwise.optim.osd import OnlineSubspaceDescent
+from spanwise.optim.snsm import SNSM, AdamSN, AdamSNSM
 
 __all__ = [
     "METHODS",
     "OURS",
+    "SNSM",
+    "AdamSN",
+    "AdamSNSM",
     "CommonOptions",
     "GaLore",
+    "Grass",
     "GrassJump",
     "GrassWalk",
     "Guard",
+    "OnlineSubspaceDescent",
     "OptimizerReport",
     "ParamGroups",
     "ReportRow",

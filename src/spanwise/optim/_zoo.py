@@ -13,6 +13,10 @@ from spanwise.layouts import strip_prefixes
 from spanwise.optim._groups import param_groups
 from spanwise.optim._guard import guard
 from spanwise.optim.galore import GaLore
+from spanwise.optim.grass import Grass
+from spanwise.optim.grasswalk import GrassJump, GrassWalk
+from spanwise.optim.osd import OnlineSubspaceDescent
+from spanwise.optim.snsm import SNSM, AdamSN
 
 
 class MuonWithAdamW(Optimizer):
@@ -124,7 +128,15 @@ def _ours(method: Any) -> Callable[..., Optimizer]:
     return build
 
 
-OURS: dict[str, Any] = {"galore": GaLore}
+OURS: dict[str, Any] = {
+    "galore": GaLore,
+    "grass": Grass,
+    "grasswalk": GrassWalk,
+    "grassjump": GrassJump,
+    "osd": OnlineSubspaceDescent,
+    "snsm": SNSM,
+    "adamsn": AdamSN,
+}
 """The optimizers of this library by the name that the command line uses."""
 
 METHODS: dict[str, Callable[..., Optimizer]] = {

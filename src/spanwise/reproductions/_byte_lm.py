@@ -131,13 +131,18 @@ def split(model: nn.Module) -> Parts:
 
 
 def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> int:
-    """Bytes that an optimizer keeps for `parameters`; step counters are not counted."""
-    return sum(
-        value.numel() * value.element_size()
-        for p in parameters
-        for value in optimizer.state[p].values()
-        if isinstance(value, Tensor) and value.numel() > 1
-    )
+    """Bytes that an optimizer keeps for `parameters`; single numbers are not counted.
+
+    Some peers keep their bases inside objects; those tensors count as well.
+    """
+    return sum(_bytes(value) for p in parameters for value in optimizer.state[p].values())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size() if value.numel() > 1 else 0
+    held = vars(value).values() if hasattr(value, "__dict__") else ()
+    return sum(_bytes(inner) for inner in held)
 
 
 def rate_at(step: int, settings: ByteLM) -> float:
@@ -153,7 +158,11 @@ def loss_of(model: "LlamaForCausalLM", batch: Int64[Tensor, "b t"]) -> Tensor:
 
 
 def train(
-    settings: ByteLM, seed: int, make_optimizer: Callable[[Parts], Optimizer], text: Text
+    settings: ByteLM,
+    seed: int,
+    make_optimizer: Callable[[Parts], Optimizer],
+    text: Text,
+    watch: Callable[[int, Optimizer, Parts], None] | None = None,
 ) -> dict[str, Any]:
     """Train one model and measure it.
 
@@ -162,11 +171,13 @@ def train(
         seed: Start and batches; equal seeds pair the arms.
         make_optimizer: Gets the matrices and the rest, returns the optimizer of both.
         text: Where windows are drawn from.
+        watch: Called before every step, with its number, while the gradients are there; its
+            time is not counted.
 
     Returns:
         `loss` (validation, nats per byte; None if it diverged), `train_loss` (mean of the last
         tenth of the steps), `matrix_state_bytes`, `state_bytes`, `step_ms` (processor time of
-        the median step).
+        the median step), `stall` (the slowest fiftieth of the steps, in medians).
     """
     torch.set_flush_denormal(True)  # attention's far tails otherwise cost 5 % of the time
     model = build(settings, seed).train()
@@ -181,10 +192,14 @@ def train(
         loss = loss_of(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        spent = time.process_time() - start
+        if watch is not None:
+            watch(len(losses), optimizer, parts)
+        start = time.process_time()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        times.append(time.process_time() - start)
+        times.append(spent + time.process_time() - start)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
@@ -196,7 +211,16 @@ def train(
         "matrix_state_bytes": state_bytes(optimizer, parts[0]),
         "state_bytes": state_bytes(optimizer, [*parts[0], *parts[1]]),
         "step_ms": 1e3 * statistics.median(times),
+        "stall": stall(times[1:]),
     }
+
+
+def stall(times: Sequence[float]) -> float | None:
+    """Mean of the slowest fiftieth of the steps (as many as refresh at T = 50), in medians."""
+    if not times:
+        return None
+    slowest = sorted(times)[-max(1, len(times) // 50) :]
+    return statistics.fmean(slowest) / statistics.median(times)
 
 
 @torch.no_grad()

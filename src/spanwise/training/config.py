@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+import yaml
 
 # Flags keep their short names while `--help` groups them as the dataclasses do.
 _Flat = tyro.conf.OmitArgPrefixes
 
-FRESH_RATES = {"galore": 1e-2, "adamw": 1e-3, "muon": 1e-3, "sgd": 1e-1}
+FRESH_RATES = {
+    "galore": 1e-2, "grass": 1e-2, "grasswalk": 1e-2, "grassjump": 1e-2, "osd": 1e-2,
+    "snsm": 1e-2, "adamsn": 1e-2, "adamw": 1e-3, "muon": 1e-3, "sgd": 1e-1,
+}  # fmt: skip
 """Learning rates for fresh weights when none is given; pretrained weights get a tenth."""
+RIVALS = ("adamw", "muon", "sgd")
+"""Methods that are not this library's: no rank, no options of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +64,16 @@ class OptimizerOptions:
     """How the weights move, and where they must not."""
 
     method: str = "galore"
-    """galore (moments in a subspace of each gradient), or a rival: adamw, muon, sgd."""
+    """Moments in a subspace of each gradient: galore, grass, grasswalk, grassjump, osd, snsm;
+    one second moment per row or column: adamsn; or a rival: adamw, muon, sgd."""
     rank: int | None = None
     """Dimension of each gradient's subspace; by default a quarter of the width."""
     lr: float | None = None
     """Peak learning rate. Worth a sweep: it matters more than the method.
-    By default 1e-2 (galore), 1e-3 (adamw, muon), 1e-1 (sgd); a tenth for pretrained weights."""
+    By default 1e-2, or 1e-3 (adamw, muon), 1e-1 (sgd); a tenth for pretrained weights."""
     plain_lr: float | None = None
-    """Peak rate of embeddings, norms and head, which galore leaves to AdamW; lr by default."""
+    """Peak rate of embeddings, norms and head, which subspace methods leave to AdamW; lr by
+    default."""
     weight_decay: float = 0.0
     """Decoupled decay."""
     clip: float = 1.0
@@ -79,17 +87,20 @@ class OptimizerOptions:
     bias: Literal["freeze", "allow"] = "freeze"
     """What happens to the bias of a map whose input directions are avoided."""
     refresh_every: int | None = None
-    """galore: steps between two bases (200)."""
+    """Steps between two bases (200)."""
     scale: float | None = None
-    """galore: factor of the lifted update (0.25)."""
-    side: Literal["short", "long", "left", "right", "full", "local"] | None = None
-    """galore: the side that carries the basis (short)."""
-    svd: Literal["randomized", "exact", "gram", "warm"] | None = None
-    """galore: how a basis is found (randomized)."""
-    moments: Literal["keep", "rotate", "project_aware", "reset"] | None = None
-    """galore: what a new basis does to the moments (keep)."""
+    """Factor of the lifted update (0.25; snsm and adamsn 1)."""
+    side: str | None = None
+    """The side that carries the basis: short (the default), long, left, right, full, local."""
+    svd: str | None = None
+    """How singular vectors are found: randomized (the default), exact, gram, warm."""
+    moments: str | None = None
+    """What a new basis does to the moments: keep, rotate, project_aware, reset, keep_common."""
     stagger: bool = False
-    """galore: spread the refreshes over the interval, so that no single step pays for all."""
+    """Spread the refreshes over the interval, so that no single step pays for all."""
+    option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE of any other option of the method, such as walk_angle=0.5 or select=uniform_nr
+    (`python -c "help(spanwise.optim.GrassWalk)"` lists them)."""
 
     def __post_init__(self) -> None:
         if self.method not in FRESH_RATES:
@@ -105,16 +116,27 @@ class OptimizerOptions:
         _check(self.scale is None or self.scale > 0, "scale", self.scale, "above 0")
         refresh = self.refresh_every
         _check(refresh is None or refresh >= 1, "refresh_every", refresh, "at least 1")
-        if self.method != "galore":
-            for name in [*self.galore_options, *(["plain_lr"] if self.plain_lr else [])]:
-                raise ValueError(f"{name} is an option of galore; method {self.method} has none.")
+        given = [*self.own_options, *(["plain_lr"] if self.plain_lr else [])]
+        if self.method in RIVALS and given:
+            raise ValueError(
+                f"{given[0]} is an option of subspace methods; method {self.method} has none."
+            )
 
     @property
-    def galore_options(self) -> dict[str, Any]:
-        """What was set of GaLore's own options; the others keep its defaults."""
+    def own_options(self) -> dict[str, Any]:
+        """What was set of the method's own options; the others keep its defaults."""
         names = ("refresh_every", "scale", "side", "svd", "moments")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return {**chosen, "stagger": True} if self.stagger else chosen
+        if self.stagger:
+            chosen["stagger"] = True
+        for entry in self.option:
+            name, sign, value = entry.partition("=")
+            if not sign or not name.strip():
+                raise ValueError(
+                    f"option must read NAME=VALUE, such as walk_angle=0.5; got {entry!r}."
+                )
+            chosen[name.strip()] = yaml.safe_load(value)
+        return chosen
 
     def rate(self, *, pretrained: bool) -> float:
         """The peak learning rate, given or by method."""

@@ -1,5 +1,7 @@
 """Everything a run reads, opened and checked before anything is written."""
 
+import difflib
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from spanwise.atlas import Atlas, UpdateShare
 from spanwise.datasets import TextData, load_text
-from spanwise.optim import build_optimizer, guard
+from spanwise.optim import OURS, build_optimizer, guard
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, pack
 from spanwise.training.planning import load_atlas, resolve_rank
@@ -133,22 +135,36 @@ def open_optimizer(config: TrainConfig, model: PreTrainedModel, atlases: Atlases
     rate = peak_rate(config)
     common: dict[str, Any] = {"lr": rate, "weight_decay": options.weight_decay}
     constraint = {"avoid": atlases.avoid, "within": atlases.within, "bias": options.bias}
-    if options.method != "galore":
+    if options.method not in OURS:
         optimizer = build_optimizer(options.method, model, **common)
         if atlases.avoid is not None or atlases.within is not None:
             guard(optimizer, **constraint)
         return optimizer
-    width = model.config.hidden_size
+    check_own_options(options.method, options.own_options)
     return build_optimizer(
-        "galore",
+        options.method,
         model,
-        rank=resolve_rank(config, width),
+        rank=resolve_rank(config, model.config.hidden_size),
         plain={"lr": options.plain_lr or rate},
         seed=config.seed,
         **common,
         **constraint,
-        **options.galore_options,
+        **options.own_options,
     )
+
+
+def check_own_options(method: str, given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for an option that the method does not have, before weights load."""
+    known = [
+        name
+        for name, parameter in inspect.signature(OURS[method].__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+            raise ValueError(f"method {method} has no option {name!r}. {hint}")
 
 
 def peak_rate(config: TrainConfig) -> float:
@@ -165,7 +181,9 @@ def check_shape(config: TrainConfig) -> None:
         )
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank, width = resolve_rank(config, shape.hidden_size), shape.hidden_size
-    if config.optimizer.method == "galore" and rank >= width:
+    if config.optimizer.method in OURS:
+        check_own_options(config.optimizer.method, config.optimizer.own_options)
+    if config.optimizer.method in OURS and config.optimizer.method != "adamsn" and rank >= width:
         raise ValueError(
             f"rank = {rank} is not below the width of {config.model}, {width}: there is nothing "
             f"to project. Try --rank {width // 4}."

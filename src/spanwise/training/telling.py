@@ -4,7 +4,7 @@ import torch
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
-from spanwise.optim import GaLore
+from spanwise.optim import OURS
 from spanwise.training.config import TrainConfig
 from spanwise.training.inputs import Texts, peak_rate
 from spanwise.training.memory import available
@@ -57,7 +57,7 @@ def tell_optimizer(config: TrainConfig, optimizer: Optimizer | None, report: Rep
     """What is projected, guarded and left plain."""
     if optimizer is None:
         return
-    if isinstance(optimizer, GaLore):
+    if isinstance(optimizer, tuple(OURS.values())):
         report.say(f"{optimizer.report()}")
         return
     count = sum(len(group["params"]) for group in optimizer.param_groups)
@@ -72,6 +72,7 @@ def plan_rows(plan: MemoryPlan, free: int | None) -> tuple[list[str], list[list[
     columns = ["method", "weights", "gradients", "states", "activations"]
     columns += [*(["atlas"] if atlas else []), "peak"]
     columns += [] if free is None else [f"fits in {size(free)}"]
+    columns.append("loss and time")
     rows = [
         [
             row.method,
@@ -82,6 +83,7 @@ def plan_rows(plan: MemoryPlan, free: int | None) -> tuple[list[str], list[list[
             *([size(row.atlas)] if atlas else []),
             size(row.peak),
             *([] if free is None else ["yes" if row.peak < free else "no"]),
+            row.page,
         ]
         for row in plan.rows
     ]
