@@ -12,6 +12,7 @@ from spanwise.layouts import matrix_view
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, GrassJump, GrassWalk, guard, param_groups
 from spanwise.optim._constraint import SideConstraint
+from spanwise.optim.osd import OnlineSubspaceDescent
 
 # name -> (shape, layout); dimensions of the map follow from the layout.
 TENSORS = {
@@ -58,9 +59,8 @@ def galore(method=GaLore, **options):
             "layouts": [TENSORS[name][1] for name in parameters],
             "rank": 3,
         }
-        return method(
-            [group], lr=1e-2, weight_decay=decay, refresh_every=3, **options, **constraint
-        )
+        settings = {"refresh_every": 3, **options, **constraint}
+        return method([group], lr=1e-2, weight_decay=decay, **settings)
 
     return make
 
@@ -95,6 +95,26 @@ OPTIMIZERS = {
     "grasswalk-track": galore(GrassWalk, basis="track"),
     "grassjump": galore(GrassJump),
     "grassjump-drop": galore(GrassJump, residual="drop", init="jump"),
+    "osd": galore(OnlineSubspaceDescent, refresh_every=None),
+    "osd-long-sgd": galore(OnlineSubspaceDescent, side="long", proj_optimizer="sgd", proj_lr=0.5),
+    "osd-lion": galore(
+        OnlineSubspaceDescent,
+        refresh_every=None,
+        base="lion",
+        proj_optimizer="lion",
+        proj_every=2,
+        retract="qr",
+        retract_every=2,
+    ),
+    "osd-adafactor": galore(
+        OnlineSubspaceDescent,
+        refresh_every=None,
+        base="adafactor",
+        proj_optimizer="adafactor",
+        retract="polar",
+        retract_every=1,
+        ortho_penalty=0.1,
+    ),
     "adamw": guarded(lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd)),
     "adamw-fused": guarded(
         lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd, fused=True)
@@ -167,7 +187,7 @@ def test_every_update_stays_within_the_given_directions(name, sides, decay):
 
 
 @pytest.mark.parametrize(
-    "name", ["galore-short", "galore-long", "grasswalk", "grassjump", "adamw", "sgd", "muon"]
+    "name", ["galore-short", "galore-long", "grasswalk", "grassjump", "osd", "adamw", "sgd", "muon"]
 )
 def test_float32_keeps_the_guarantee_to_rounding(name):
     tensors = tensors_for(name)
@@ -186,6 +206,7 @@ def test_float32_keeps_the_guarantee_to_rounding(name):
         ("galore-long", ("output", "input"), 0.0),
         ("grasswalk", ("output", "input"), 0.0),
         ("grassjump", ("input",), 0.0),
+        ("osd", ("output", "input"), 0.0),
         ("sgd", ("input",), 0.1),
     ],
 )
@@ -467,3 +488,23 @@ def test_the_report_counts_atlas_weights_that_do_not_train():
     report = optimizer.report()
     assert sorted(report.idle) == ["conv", "conv1d", "expert", "square"]
     assert "4 weights of the atlas do not train here" in str(report)
+
+
+@pytest.mark.parametrize("atlas_side", [("output",), ("input",)])
+@pytest.mark.parametrize("word", ["avoid", "within"])
+def test_a_learning_basis_obeys_to_the_last_digit_after_every_step(atlas_side, word):
+    # Its own rule leads it out at every step, and its columns are not orthonormal.
+    atlas, parameters = make_atlas(atlas_side), make_parameters()
+    optimizer = OPTIMIZERS["osd"](parameters, 0.0, **{word: atlas})
+    for _ in range(5):
+        for p in parameters.values():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        for member, _ in optimizer._projected():
+            constraint = optimizer._constraints.get(member.name, member.parameter)
+            state = optimizer.state[member.parameter]
+            for key, allowed in (("left", constraint.rows), ("right", constraint.columns)):
+                basis = state.get(f"basis_{key}")
+                if allowed is not None and basis is not None:
+                    assert (basis - allowed.rows(basis)).norm() < 1e-15 * basis.norm()
+    assert all(int(optimizer.state[p]["proj_step"].max()) == 4 for p in parameters.values())
