@@ -1,0 +1,366 @@
+"""The structured backward of Grass: weight gradients of which only the chosen rows are made.
+
+For Y = X W^T the weight gradient is dW = dY^T X, and its chosen rows are dY[:, rows]^T X: r/m of
+the arithmetic and r x n numbers in place of m x n. Where a refresh is due, the whole gradient of
+one layer at a time is formed, rows are chosen from it, and it is dropped.
+"""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from spanwise.layouts import LinearMap, linear_maps
+from spanwise.optim._groups import Member
+from spanwise.optim._options import check_choice
+from spanwise.optim._rows import RowGradient, RowProjector, row_gradient
+from spanwise.optim.grass import Grass
+
+
+class GrassLinear(nn.Linear):
+    """An `nn.Linear` whose weight gradient is left as `weight.spanwise_grad`, rows only.
+
+    Made by `grass_linear_` from an existing module, never built. A copied or unpickled one has
+    no optimizer to ask for rows and is an ordinary linear layer.
+    """
+
+    _slot: "_Slot | None" = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input @ weight.T + bias`."""
+        if self._slot is None or not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return F.linear(input, self.weight, self.bias)
+        return _forward(self, input, self._slot)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_slot"}
+
+
+# What the backward pass does is Python on the optimizer's state; compiled code calls it.
+@torch.compiler.disable
+def _forward(module: GrassLinear, x: Tensor, slot: "_Slot") -> Tensor:
+    kind, dtype = x.device.type, module.weight.dtype
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x = x.to(dtype)
+    return _RowBackward.apply(x, module.weight, module.bias, dtype, slot)  # pyrefly: ignore
+
+
+class _Use:
+    """One forward call whose backward has not come yet; dies with its graph."""
+
+
+class _RowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, slot: "_Slot"
+    ) -> Tensor:
+        ctx.use = slot.open()
+        ctx.save_for_backward(x, weight)
+        ctx.slot, ctx.bias_dtype = slot, None if bias is None else bias.dtype
+        return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (dy,) = grads
+        ctx.slot.close(ctx.use)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{ctx.slot.name}: layers converted by grass_linear_ have no second derivative; "
+                "call backward without create_graph=True, or remove() the conversion."
+            )
+        x, weight = ctx.saved_tensors
+        flat, rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = (flat @ weight.to(dy.dtype)).view(x.shape)
+        if ctx.needs_input_grad[2]:
+            db = flat.sum(0).to(ctx.bias_dtype)
+        # torch.autograd.grad with respect to other tensors must not touch this weight.
+        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
+            dw = ctx.slot.take(flat, rows)
+        return dx, dw, db, None, None
+
+
+class _Slot:
+    """What one converted module asks of the optimizer, and leaves for it."""
+
+    def __init__(self, optimizer: Grass, where: tuple[int, int], refresh: str, group: Any) -> None:
+        self.optimizer, self.where, self.refresh, self.process_group = (
+            optimizer, where, refresh, group
+        )  # fmt: skip
+        self.open_use: weakref.ref[_Use] | None = None
+
+    @property
+    def member(self) -> Member:
+        """The weight; groups are looked up anew, as loading a checkpoint replaces them."""
+        return self.optimizer._group_members(self.where[0])[self.where[1]]
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    def open(self) -> _Use | None:
+        """Note a forward call, and refuse a second one before the backward of the first."""
+        # Activation checkpoints repeat the forward call within the backward pass.
+        if self.refresh == "dense" or torch._C._current_graph_task_id() != -1:
+            return None
+        if self.open_use is not None and self.open_use() is not None:
+            raise RuntimeError(
+                f"{self.name} is used twice before a backward pass, and rows would be chosen from "
+                "the gradient of one use alone. Call backward after each forward, or choose from "
+                'the whole gradient with grass_linear_(..., refresh="dense").'
+            )
+        use = _Use()
+        self.open_use = weakref.ref(use)
+        return use
+
+    def close(self, use: _Use | None) -> None:
+        if use is not None and self.open_use is not None and self.open_use() is use:
+            self.open_use = None
+
+    @torch.no_grad()
+    def take(self, dy: Tensor, x: Tensor) -> Tensor | None:
+        """Add this backward's share to the chosen rows; or return the whole gradient."""
+        member, group = self.member, self.optimizer.param_groups[self.where[0]]
+        p, held = member.parameter, row_gradient(member.parameter)
+        due = self.optimizer.choice_due(member, group)
+        if due and self.refresh == "dense":
+            return (dy.mT @ x).to(p.dtype)
+        if held is None or (due and held.finite and not held.chosen):
+            p.spanwise_grad = self._start(member, group, dy, x, due)  # pyrefly: ignore
+            return None
+        a, b = _selected(held.projector, dy, x)
+        if a.dtype == held.values.dtype:
+            held.values.addmm_(a.mT, b)
+        else:
+            held.values.add_(a.mT @ b)
+        held.group = self.process_group
+        return None
+
+    def _start(
+        self, member: Member, group: dict[str, Any], dy: Tensor, x: Tensor, due: bool
+    ) -> RowGradient:
+        dtype = self.optimizer._state_dtype(member.parameter)
+        full, finite, empty = None, True, True
+        if due:
+            full = (dy.mT @ x).to(dtype)
+            if self.process_group is not None:
+                # The rows that matter are those of the mean gradient, on every process.
+                _average_(full, self.process_group)
+            largest = torch.linalg.vector_norm(full, torch.inf) if full.numel() else full.sum()
+            finite, empty = bool(torch.isfinite(largest)), not bool(largest)
+        chosen = due and finite and not empty
+        projector = self.optimizer.choose(member, group, full if chosen else None)
+        if full is None:
+            a, b = _selected(projector, dy, x)
+            values = (a.mT @ b).to(dtype)
+        else:
+            values = projector.gather(full)
+        return RowGradient(values, projector, chosen, finite, self.process_group)
+
+
+def _selected(projector: RowProjector, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of dY or X whose product is the chosen part of dY^T X."""
+    if projector.side == "left":
+        return dy.index_select(1, projector.rows), x
+    return dy, x.index_select(1, projector.rows)
+
+
+def _average_(t: Tensor, group: Any) -> None:
+    dist.all_reduce(t, group=group)
+    t.div_(dist.get_world_size(group))
+
+
+def _synchronize(parameters: Iterable[Tensor]) -> None:
+    for p in parameters:
+        held = row_gradient(p)
+        if held is not None and held.group is not None:
+            _average_(held.values, held.group)
+            held.group = None
+
+
+class GrassLinears:
+    """The converted modules of a model, as `grass_linear_` returns them."""
+
+    def __init__(self, modules: dict[str, GrassLinear], optimizer: Grass) -> None:
+        self._modules, self._optimizer = modules, optimizer
+        self._hook = optimizer.register_step_pre_hook(self._before_step)
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters whose gradient is left as chosen rows."""
+        return list(self._modules)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of weight gradients held now, whole ones included; indices are the optimizer's."""
+        weights = [module.weight for module in self._modules.values()]
+        held = [h.values for w in weights if (h := row_gradient(w)) is not None]
+        held += [w.grad for w in weights if w.grad is not None]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def synchronize(self) -> None:
+        """Average the gradients over the process group, once; `optimizer.step` does it too."""
+        _synchronize(module.weight for module in self._modules.values())
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.synchronize()
+
+    def remove(self) -> None:
+        """Make the modules ordinary again; gradients held for them are dropped."""
+        self._hook.remove()
+        for module in self._modules.values():
+            module.__class__ = nn.Linear  # pyrefly: ignore
+            module.__dict__.pop("_slot", None)
+            module.weight.spanwise_grad = None  # pyrefly: ignore
+        self._modules = {}
+
+
+def grass_linear_(
+    model: nn.Module,
+    optimizer: Grass,
+    *,
+    refresh: str = "first",
+    exclude: Sequence[str] = (),
+    process_group: Any = None,
+) -> GrassLinears:
+    """Let the backward pass make only the chosen rows of the weight gradients, in place.
+
+    Every `nn.Linear` of `model` whose weight the optimizer projects leaves
+    `weight.spanwise_grad` (r x n, or m x r where columns are chosen) while `weight.grad` stays
+    None. The optimizer reads it and drops it at each step. Names, `state_dict`, hooks and outputs
+    of the modules do not change; gradients of inputs and biases are the same numbers.
+
+    Micro-batches add up while the rows stay. Where new rows are due, the gradient of the first
+    micro-batch chooses them.
+
+    Args:
+        model: Changed in place. Convert before DDP or `torch.compile` wrap it; under
+            `torch.compile` each converted layer is a graph break while it trains.
+        optimizer: The `Grass` that owns the weights.
+        refresh: `first` chooses from the first micro-batch and never holds more than one whole
+            gradient; `dense` accumulates whole gradients in `weight.grad` on the steps that
+            choose, 1 of `refresh_every`, and chooses from their sum.
+        exclude: Fragments of names to leave alone.
+        process_group: For data parallelism, such as `torch.distributed.group.WORLD`: chosen rows
+            are averaged over it at each step, r n numbers in place of m n, and whole gradients
+            where rows are chosen. DDP is told to leave the converted weights alone, which are
+            made those of the group's first process now.
+
+    Returns:
+        A handle: `.names`, `.gradient_bytes`, `.synchronize()`, `.remove()`. Clip with
+        `spanwise.optim.clip_grad_norm_`; torch's own does not see these gradients.
+
+    Raises:
+        TypeError: If `optimizer` is no `Grass`.
+        ValueError: If nothing is left to convert, a weight is tied, a module is converted
+            already, `model` is wrapped in DDP, or `refresh="dense"` meets a `process_group`.
+        RuntimeError: In training, if a module is used twice before its backward pass (with
+            `refresh="first"`), its weight has a gradient from elsewhere, or a second derivative
+            is asked for.
+
+    Sources:
+        Muhamed et al., "Grass", 2024: dW of the selected rows is dY[:, rows]^T X.
+
+    Example:
+        >>> opt = Grass(param_groups(model, rank=128), lr=5e-3)  # doctest: +SKIP
+        >>> handle = grass_linear_(model, opt)  # doctest: +SKIP
+    """
+    if not isinstance(optimizer, Grass):
+        raise TypeError(
+            f"optimizer must be a spanwise.optim.Grass, got {type(optimizer).__name__}; no other "
+            "reads gradients of selected rows."
+        )
+    check_choice("refresh", refresh, ("first", "dense"))
+    if process_group is not None and refresh == "dense":
+        raise ValueError(
+            'refresh="dense" is for one process. With a process_group the first micro-batch of '
+            'all processes together chooses: refresh="first".'
+        )
+    if isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            "model is wrapped in DDP already, which waits for the whole gradients. Convert first "
+            "with grass_linear_(model, optimizer, process_group=...), then wrap."
+        )
+    owned = {
+        id(member.parameter): (i, j)
+        for i, group in enumerate(optimizer.param_groups)
+        if optimizer.is_projected(group)
+        for j, member in enumerate(optimizer._group_members(i))
+    }
+    chosen: dict[str, tuple[LinearMap, tuple[int, int]]] = {}
+    for map_ in linear_maps(model, embeddings=True):
+        if id(map_.parameter) not in owned or any(part in map_.name for part in exclude):
+            continue
+        if isinstance(map_.module, GrassLinear) and map_.module._slot is not None:
+            raise ValueError(f"{map_.name} is converted already; call remove() on its handle.")
+        if type(map_.module) in (nn.Linear, GrassLinear) or map_.others:
+            _check_single(map_)
+            chosen[map_.name] = (map_, owned[id(map_.parameter)])
+    if not chosen:
+        raise ValueError(
+            "no nn.Linear of the model is projected by this optimizer, so there is nothing to "
+            "convert. Build it from spanwise.optim.param_groups(model, rank=...)."
+        )
+    for map_, where in chosen.values():
+        map_.module.__class__ = GrassLinear
+        map_.module._slot = _Slot(optimizer, where, refresh, process_group)  # pyrefly: ignore
+        map_.parameter.grad = None
+        if process_group is not None:
+            first = dist.get_global_rank(process_group, 0)
+            dist.broadcast(map_.parameter.detach(), first, group=process_group)
+    if process_group is not None:
+        _hide_from_ddp(model, {id(map_.parameter) for map_, _ in chosen.values()})
+    modules: dict[str, Any] = {name: map_.module for name, (map_, _) in chosen.items()}
+    return GrassLinears(modules, optimizer)
+
+
+def _check_single(map_: LinearMap) -> None:
+    if map_.aliases or map_.others:
+        where = ", ".join(map_.aliases) or f"{len(map_.others)} other modules"
+        raise ValueError(
+            f"{map_.name} is tied to {where}, whose gradient would not arrive as rows. Leave it "
+            f'out with exclude=("{map_.name}",).'
+        )
+
+
+def _hide_from_ddp(model: nn.Module, converted: set[int]) -> None:
+    # What DistributedDataParallel reads when it wraps the model.
+    ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    ignored |= {name for name, p in model.named_parameters() if id(p) in converted}
+    model._ddp_params_and_buffers_to_ignore = sorted(ignored)  # pyrefly: ignore
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, *, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale all gradients so that their joint Euclidean norm is at most `max_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_`, counting also the rows that `grass_linear_` leaves. Rows
+    that were never made do not count: the norm is at most that of the whole gradient.
+
+    Args:
+        parameters: Parameters, such as `model.parameters()`.
+        max_norm: Largest norm allowed.
+        error_if_nonfinite: Raise instead of scaling by NaN.
+
+    Returns:
+        The norm before clipping.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    _synchronize(parameters)
+    found = [p.grad for p in parameters if p.grad is not None]
+    found += [held.values for p in parameters if (held := row_gradient(p)) is not None]
+    norm = torch.nn.utils.get_total_norm(found, error_if_nonfinite=error_if_nonfinite)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for g in found:
+        g.mul_(scale.to(g.device))
+    return norm
