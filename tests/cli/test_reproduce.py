@@ -1,7 +1,10 @@
 """`spanwise reproduce` and `spanwise report`, on an experiment of microseconds."""
 
 import json
+import os
+import signal
 import sys
+import time
 from dataclasses import asdict, dataclass
 from types import ModuleType
 
@@ -123,6 +126,23 @@ def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys):
     assert main(["reproduce", "tiny", "--rank", "5", "--out", str(tmp_path)]) == 130
     error = capsys.readouterr().err
     assert f"Resume: spanwise reproduce tiny --rank 5 --out {tmp_path}" in error
+
+
+def test_sigterm_unwinds_as_ctrl_c_does(tiny, tmp_path, capsys):
+    unwound = []
+
+    def terminated(*args, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            unwound.append(True)
+
+    tiny.run = terminated
+    assert main(["reproduce", "tiny", "--out", str(tmp_path)]) == 143
+    assert unwound
+    assert f"Resume: spanwise reproduce tiny --out {tmp_path}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_without_matplotlib_there_is_a_page_without_figures(tiny, tmp_path, capsys, monkeypatch):

@@ -128,7 +128,8 @@ def test_no_cells_start_no_process(sample):
     assert run_cells(sample.square, []) == []
 
 
-def test_interrupting_ends_the_children(sample, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_child_outlives_its_parent(sample, tmp_path, how):
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
@@ -151,7 +152,7 @@ def test_interrupting_ends_the_children(sample, tmp_path):
     )
     children = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(children) == 2
-    parent.send_signal(signal.SIGINT)
+    parent.send_signal(how)
     parent.wait(timeout=30)
     parent.stdout.close()
     assert parent.returncode != 0

@@ -50,11 +50,10 @@ A first session:
 
 Every verb takes --config run.yaml, --print-config, --quiet and --json.
 SPANWISE_TRACEBACK=1 shows where an error came from; SPANWISE_DATA names a folder of data sets.
-Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted (the resume line is printed).
+Exit codes: 0 done, 1 error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM (the resume line is printed).
 """
 
 MISUSE = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +88,8 @@ def dispatch(
         page: Text for `--help`; by default the verbs and their lines.
 
     Returns:
-        0 or the verb's own code, 1 after an error, 2 for wrong usage, 130 for Ctrl-C.
+        0 or the verb's own code, 1 after an error, 2 for wrong usage, 130 for Ctrl-C,
+        143 for SIGTERM.
     """
     if page is None:
         rows = "\n".join(f"  {verb:<11} {line}" for verb, (_, line) in verbs.items())
@@ -122,14 +122,16 @@ def guarded(call: Callable[[], int | None], *, prog: str) -> int:
     Errors that can only be ours keep their traceback. `SPANWISE_TRACEBACK=1` keeps all of them.
     """
     from spanwise._lazy import install_line
+    from spanwise.cli._signals import exit_code, unwinding_on_sigterm
     from spanwise.errors import ConvergenceError
 
     try:
-        return call() or 0
+        with unwinding_on_sigterm():
+            return call() or 0
     except KeyboardInterrupt as stop:
         resume = getattr(stop, "resume", None)
         print(f"\n{prog}: interrupted." + (f" Resume: {resume}" if resume else ""), file=sys.stderr)
-        return INTERRUPTED
+        return exit_code(stop)
     except BrokenPipeError:
         # The reader went away (`| head`); give the interpreter somewhere to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ C = TypeVar("C")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C after the state was saved: exit code 130 and a line that resumes.
+    """Ctrl-C or SIGTERM after the state was saved: exit code 130 or 143, a line that resumes.
 
     Attributes:
         resume: The command that continues the run.

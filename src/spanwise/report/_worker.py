@@ -8,7 +8,9 @@ import hashlib
 import importlib
 import json
 import os
+import queue
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -48,7 +50,10 @@ def loaded_sources(roots: set[str]) -> dict[str, str | None]:
 
 
 def main(target: str, path: list[str]) -> None:
-    """Serve cells of `target`, written "module:function", until the input ends.
+    """Serve cells of `target`, written "module:function".
+
+    The end of the input means that nobody waits for an answer any more: the process then leaves
+    at once, in the middle of a cell too, so that a killed parent leaves no children behind.
 
     Args:
         target: The function of a cell.
@@ -59,7 +64,10 @@ def main(target: str, path: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, name = target.partition(":")
-    for line in sys.stdin:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    while True:
+        line = lines.get()
         start, processor = time.perf_counter(), time.process_time()
         answer: dict[str, Any] = {}
         try:
@@ -75,3 +83,10 @@ def main(target: str, path: list[str]) -> None:
         answer["peak_bytes"] = peak_bytes()
         answer["sources"] = loaded_sources({"spanwise", module.partition(".")[0]})
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _listen(lines: queue.SimpleQueue[str]) -> None:
+    """Pass the input's lines on, and end the process with it."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)

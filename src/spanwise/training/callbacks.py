@@ -1,4 +1,4 @@
-"""What happens around a step: events, the live line, Ctrl-C."""
+"""What happens around a step: events, the live line, Ctrl-C and SIGTERM."""
 
 import math
 import os
@@ -185,22 +185,31 @@ class Progress(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C: the first finishes the step and saves, the second leaves at once."""
+    """Ctrl-C or SIGTERM: the first finishes the step and saves, the second leaves at once.
+
+    Attributes:
+        asked: Whether a signal has come.
+        number: The last signal's number.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.asked = False
+        self.number = int(signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator["StopOnSignal"]:
-        """Take over Ctrl-C for the body; in other threads than the main one nothing changes."""
+        """Take over the signals for the body; in other threads than the main one, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = signal.signal(signal.SIGINT, self._handle)
+        before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop after this step if asked to."""
@@ -214,10 +223,12 @@ class StopOnSignal(TrainerCallback):
             self.on_step_end(args, state, control)
 
     def _handle(self, number: int, frame: Any) -> None:
+        self.number = number
         if self.asked:
             # Nothing is in the way of a third one any more.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt
         self.asked = True
+        again = b"Ctrl-C again" if number == signal.SIGINT else b"another signal"
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nfinishing this step and saving; Ctrl-C again leaves at once.\n")
+        os.write(2, b"\nfinishing this step and saving; " + again + b" leaves at once.\n")

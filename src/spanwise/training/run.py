@@ -40,15 +40,17 @@ from spanwise.zoo import quiet_transformers, source_folder
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended the run after its state was saved.
+    """Ctrl-C or SIGTERM ended the run after its state was saved.
 
     Attributes:
         resume: The command that continues it.
+        signal: The number of the signal.
     """
 
-    def __init__(self, resume: str) -> None:
+    def __init__(self, resume: str, signal: int) -> None:
         super().__init__(resume)
         self.resume = resume
+        self.signal = signal
 
 
 def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
@@ -68,7 +70,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
         ValueError: If an option, a text, an atlas or a folder does not fit.
         FileNotFoundError: If a text or an atlas is missing.
         OSError: If a checkpoint or the model cannot be written.
-        TrainingInterrupted: After Ctrl-C, when the state is saved.
+        TrainingInterrupted: After Ctrl-C or SIGTERM, when the state is saved.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     report = report if report is not None and first else Silent()
@@ -131,10 +133,10 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
             with quiet_transformers():
                 trainer.train(resume_from_checkpoint=checkpoint)
         except KeyboardInterrupt:
-            raise TrainingInterrupted(resume_line(config)) from None
+            raise TrainingInterrupted(resume_line(config), stop.number) from None
         measured = memory.read()
         if stop.asked and trainer.state.global_step < config.schedule.steps:
-            raise TrainingInterrupted(resume_line(config))
+            raise TrainingInterrupted(resume_line(config), stop.number)
         return finish(
             config,
             run,
