@@ -1,0 +1,420 @@
+"""Where the energy of real gradients lies, and how flat the choice of a subspace is."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spanwise import plots
+from spanwise.layouts import linear_maps
+from spanwise.linalg import captured_energy, grassmann
+from spanwise.report import (
+    PALETTE,
+    Check,
+    Metric,
+    Panel,
+    Progress,
+    Result,
+    Row,
+    Verdict,
+    arm_mean,
+    provenance,
+    run_cells,
+)
+from spanwise.reproductions._byte_lm import ByteLM, Parts, build, load_text, shared, train
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Gradient subspaces: how much the core holds, and how flat the choice is"
+CLAIM = (
+    "A small core subspace holds most of a gradient's energy, but its share falls with depth and "
+    "over training, a sizeable part stays outside, and the landscape of subspaces is nearly flat, "
+    "so that a random move costs little."
+)
+CRITERION = """\
+A byte-level LLaMA trains under AdamW. At equal intervals every weight matrix's gradient is
+decomposed on its shorter side, of size s. The core is its leading r-dimensional subspace; shares
+are parts of the gradient's squared norm, averaged over matrices. On at least three fresh seeds:
+(1) the core's share in the last quarter of the measurements is below that in the first quarter;
+(2) the core's share in the deepest layer is below that in the first;
+(3) the core holds more than half of the energy over all, and
+(4) less than nine tenths of it;
+(5) flatness: at the core the second derivative of the captured energy along each pair of a core
+    and an outer singular direction is 2 (l_j - l_i) of their energies; the median of its size
+    over the pairs is below a tenth of the largest;
+(6) a random move by 0.3 radians of the core of one measurement before costs less than 0.05 of the
+    energy at the present gradient.
+Reproduced: all six, with the whole 95 % intervals over seeds.
+Direction only: all six by the means, but an interval reaches past its bound.
+Not reproduced: otherwise.
+"""
+
+ARMS = {
+    "core": "core of this gradient",
+    "stale": "core of the last measurement",
+    "walked": "the same, moved at random",
+    "random": "random subspace",
+}
+METRICS = {
+    "share": Metric(label="share of the energy", unit="%"),
+    "early": Metric(label="first quarter", unit="%"),
+    "late": Metric(label="last quarter", unit="%"),
+    "first_layer": Metric(label="first layer", unit="%"),
+    "last_layer": Metric(label="deepest layer", unit="%"),
+}
+WALK = 0.3
+"""Largest principal angle of the random move, in radians: GrassWalk's default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ByteLM):
+    """The experiment; the defaults are the committed run."""
+
+    depth: int = 6
+    """Transformer layers: enough for a trend."""
+    rank: int = 24
+    """Dimension r of the subspaces, a quarter of s."""
+    every: int = 25
+    """Steps between two measurements."""
+    rate: float = 1.5e-3
+    """AdamW's rate for the matrices."""
+    directions: int = 6
+    """Random geodesics from each basis of the last measurement."""
+    points: int = 13
+    """Angles at which the landscape is measured along a geodesic, 0 to pi/2."""
+    seeds: tuple[int, ...] = (100, 101, 102)
+    """Seeds that judge; nothing is tuned."""
+
+
+PRESETS = {
+    "quick": Settings(
+        depth=2, steps=16, every=2, directions=1, points=5, validation_windows=64, seeds=(100,)
+    ),
+    "default": Settings(),
+    "full": Settings(width=192, hidden=512, rank=48, steps=1200, every=50,
+                     seeds=(100, 101, 102, 103, 104)),
+}  # fmt: skip
+
+
+class Watch:
+    """Measures every matrix's gradient in its subspaces, at equal intervals."""
+
+    def __init__(self, settings: Settings, names: Sequence[str], seed: int) -> None:
+        self.settings, self.names = settings, names
+        self.generator = torch.Generator().manual_seed(seed)
+        self.old: list[Tensor] | None = None
+        self.shares: list[dict[str, Any]] = []
+        self.landscapes: list[dict[str, list[float]]] = []
+        self.curvatures: list[list[float]] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int, optimizer: Optimizer, parts: Parts) -> None:
+        """Look before the step, while the gradients are there."""
+        if step % self.settings.every:
+            return
+        gradients = [_short_side_first(p) for p in parts[0]]
+        decomposed = [torch.linalg.svd(x, full_matrices=False) for x in gradients]
+        cores = [u[:, : self.settings.rank] for u, _, _ in decomposed]
+        if self.old is not None:
+            for name, x, core, old in zip(self.names, gradients, cores, self.old, strict=True):
+                self.shares.append(
+                    {"step": step, "layer": _layer(name), "kind": _kind(name)}
+                    | self._compare(x, core, old)
+                )
+            # The landscape of the last look is drawn: training has then left its start behind.
+            pairs = zip(gradients, cores, self.old, strict=True)
+            self.landscapes = [self._landscape(*three) for three in pairs]
+            self.curvatures = [curvatures(s, self.settings.rank) for _, s, _ in decomposed]
+        self.old = cores
+
+    def _compare(self, x: Tensor, core: Tensor, old: Tensor) -> dict[str, float]:
+        bases = {
+            "core": core,
+            "stale": old,
+            "walked": grassmann.move(old, self._drawn(old), WALK),
+            "random": grassmann.random_point(*old.shape, generator=self.generator),
+        }
+        return {arm: 100 * float(captured_energy(x, basis)) for arm, basis in bases.items()}
+
+    def _landscape(self, x: Tensor, core: Tensor, old: Tensor) -> dict[str, list[float]]:
+        """Energy along geodesics from the old core: to the present one, and anywhere."""
+        angles = torch.linspace(0, math.pi / 2, self.settings.points).tolist()
+        home = grassmann.log(old, core)
+        ways = [self._drawn(old) for _ in range(self.settings.directions)]
+
+        def along(direction: Tensor) -> list[float]:
+            return [
+                100 * float(captured_energy(x, grassmann.move(old, direction, a))) for a in angles
+            ]
+
+        return {"core": along(home), "random": _mean([along(way) for way in ways])}
+
+    def _drawn(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator)
+
+
+def curvatures(values: Tensor, rank: int) -> list[float]:
+    """Second derivatives of the captured energy at the core, relative to the largest.
+
+    Turning a core direction i towards an outer one j by t radians leaves cos^2 t of its energy
+    and takes up sin^2 t of the other's: a second derivative of 2 (l_j - l_i).
+
+    Args:
+        values: Singular values of the gradient, largest first.
+        rank: r, how many of them belong to the core.
+
+    Returns:
+        Sizes in `[0, 1]` at the deciles 0, 10, ..., 100 of all r (s - r) pairs.
+    """
+    energy = values.double().square()
+    found = (energy[:rank].unsqueeze(1) - energy[rank:]).flatten()
+    return (found / found.max()).quantile(torch.linspace(0, 1, 11, dtype=torch.float64)).tolist()
+
+
+def _short_side_first(p: nn.Parameter) -> Tensor:
+    assert p.grad is not None
+    return p.grad.mT if p.shape[0] >= p.shape[1] else p.grad
+
+
+def _layer(name: str) -> int:
+    return int(name.split("layers.")[1].split(".")[0])
+
+
+def _kind(name: str) -> str:
+    return name.split(".")[-2].removesuffix("_proj")
+
+
+def _mean(lists: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(column) for column in zip(*lists, strict=True)]
+
+
+def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """One seed's training with all its measurements, in its own process."""
+    text = load_text()
+    if text.digest != cell["data"]:
+        raise ValueError(f"the text has changed: digest {text.digest}, expected {cell['data']}.")
+    s, seed = Settings(**cell["settings"]), cell["seed"]
+    model = ByteLM(**shared(s))
+    names = [m.name for m in linear_maps(build(model, seed)) if "lm_head" not in m.name]
+    watch = Watch(s, names, seed)
+
+    def adamw(parts: Parts) -> Optimizer:
+        matrices, rest = ({"params": part} for part in parts)
+        return torch.optim.AdamW(
+            [{**matrices, "lr": s.rate}, {**rest, "lr": s.plain_rate}], weight_decay=0.0, fused=True
+        )
+
+    trained = train(model, seed, adamw, text, watch=watch)
+    return {
+        "loss": trained["loss"],
+        "shares": watch.shares,
+        "landscape": {
+            way: _mean([each[way] for each in watch.landscapes]) for way in ("core", "random")
+        },
+        "curvature": _mean(watch.curvatures),
+    }
+
+
+def summary(arm: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One row: an arm's shares over all, and along time, depth and kind of layer."""
+    points = record["shares"]
+    steps = sorted({point["step"] for point in points})
+    quarter = max(1, len(steps) // 4)
+    layers = sorted({point["layer"] for point in points})
+    kinds = list(dict.fromkeys(point["kind"] for point in points))
+
+    def mean(keep: Any) -> float:
+        return statistics.fmean(point[arm] for point in points if keep(point))
+
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "share": mean(lambda point: True),
+        "early": mean(lambda point: point["step"] in steps[:quarter]),
+        "late": mean(lambda point: point["step"] in steps[-quarter:]),
+        "first_layer": mean(lambda point: point["layer"] == layers[0]),
+        "last_layer": mean(lambda point: point["layer"] == layers[-1]),
+        "steps": steps,
+        "by_step": [mean(lambda point, t=t: point["step"] == t) for t in steps],
+        "by_kind": {
+            kind: [mean(lambda p, k=kind, i=i: (p["kind"], p["layer"]) == (k, i)) for i in layers]
+            for kind in kinds
+        },
+    }
+    if arm == "core":
+        row |= {"landscape": record["landscape"], "curvature": record["curvature"]}
+    return row
+
+
+def judge(rows: Sequence[Row]) -> list[Check]:
+    """The six parts of the criterion."""
+
+    def of(arm: str, metric: str) -> dict[int, float | None]:
+        return {row["seed"]: row[metric] for row in rows if row["arm"] == arm}
+
+    zero = dict.fromkeys(of("core", "share"), 0.0)
+    median = {row["seed"]: row["curvature"][5] for row in rows if row["arm"] == "core"}
+    return [
+        Check.paired(
+            "The core's share is lower late than early",
+            of("core", "late"), of("core", "early"), high=0.0, unit="points",
+        ),
+        Check.paired(
+            "The core's share is lower in the deepest layer than in the first",
+            of("core", "last_layer"), of("core", "first_layer"), high=0.0, unit="points",
+        ),
+        Check.paired(
+            "The core holds more than half", of("core", "share"), zero, low=50.0, unit="%",
+        ),
+        Check.paired(
+            "The core leaves more than a tenth", of("core", "share"), zero, high=90.0, unit="%",
+        ),
+        Check.paired(
+            "Half of the directions are ten times flatter than the steepest",
+            median, zero, high=0.1,
+        ),
+        Check.paired(
+            "A random move by 0.3 radians costs less than 5 points",
+            of("stale", "share"), of("walked", "share"), high=5.0, unit="points",
+        ),
+    ]  # fmt: skip
+
+
+def run(
+    settings: Settings | None = None,
+    *,
+    preset: str = "default",
+    workers: int | None = None,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Train on each seed, measure on the way, and say what follows.
+
+    Args:
+        settings: The experiment; by default that of `preset`.
+        preset: The name that the result carries.
+        workers: Processes at once; by default one for each core.
+        cache: Folder of finished cells.
+        progress: Told how far it is.
+    """
+    start = time.perf_counter()
+    s = settings or PRESETS[preset]
+    text = load_text()
+    own = {key: value for key, value in asdict(s).items() if key != "seeds"}
+    cells = [{"seed": seed, "settings": own, "data": text.digest} for seed in s.seeds]
+    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    rows = tuple(
+        summary(arm, seed, record)
+        for seed, record in zip(s.seeds, records, strict=True)
+        for arm in ARMS
+    )
+    return Result(
+        slug="gradient-subspaces",
+        title=TITLE,
+        claim=CLAIM,
+        criterion=CRITERION,
+        preset=preset,
+        settings=asdict(s),
+        data=text.describe(),
+        metrics=METRICS,
+        arms=ARMS,
+        rows=rows,
+        verdict=Verdict.of(judge(rows), fresh_seeds=s.seeds),
+        notes=(
+            f"A random subspace of rank {s.rank} in {s.width} dimensions holds "
+            f"{s.rank / s.width:.0%} of any gradient on average.",
+            f"The gradients are those of batches of {s.batch} windows under AdamW at {s.rate:g}: "
+            "their noise is part of what the subspaces hold.",
+        ),
+        wall_seconds=time.perf_counter() - start,
+        peak_bytes=max(r["peak_bytes"] or 0 for r in records) or None,
+        **provenance(__file__, CRITERION),
+    )
+
+
+# -- pictures ------------------------------------------------------------------------------
+
+
+def _core_rows(result: Result) -> list[Row]:
+    return [row for row in result.rows if row["arm"] == "core"]
+
+
+def draw_time(ax: "Axes", result: Result) -> None:
+    """Share of the energy over training, one curve a subspace."""
+    for (arm, label), colour in zip(result.arms.items(), PALETTE, strict=False):
+        rows = [row for row in result.rows if row["arm"] == arm]
+        curve = _mean([row["by_step"] for row in rows])
+        dash = "-" if arm != "walked" else (0, (4, 2))
+        ax.plot(rows[0]["steps"], curve, color=colour, linestyle=dash, label=label)
+    ax.set_ylim(0, 105)
+    ax.set_xlabel("training step")
+    ax.set_title("Share of the gradient's energy (%)")
+    ax.legend(loc="best", fontsize=8)
+
+
+def draw_depth(ax: "Axes", result: Result) -> None:
+    """The core's share by kind of layer and depth."""
+    rows = _core_rows(result)
+    kinds = list(rows[0]["by_kind"])
+    table = [_mean([row["by_kind"][kind] for row in rows]) for kind in kinds]
+    layers = [str(i + 1) for i in range(len(table[0]))]
+    plots.heatmap(ax, table, kinds, layers, label="core's share (%)", form="{:.0f}")
+    ax.set_xlabel("layer")
+    ax.set_title("The core's share by kind and depth")
+
+
+def draw_landscape(ax: "Axes", result: Result) -> None:
+    """Energy along geodesics from the last core: to the present one, and at random."""
+    rows = _core_rows(result)
+    names = {"core": "towards the present core", "random": "in random directions"}
+    for (way, label), colour in zip(names.items(), PALETTE, strict=False):
+        curve = _mean([row["landscape"][way] for row in rows])
+        angles = [90 * i / (len(curve) - 1) for i in range(len(curve))]
+        ax.plot(angles, curve, color=colour, label=label)
+    share = arm_mean(result.rows, "random", "share")
+    if share is not None:
+        ax.axhline(share, color=PALETTE[3], linewidth=1, linestyle=(0, (4, 3)), label="random")
+    ax.axvline(math.degrees(WALK), color=PALETTE[2], linewidth=1, label="GrassWalk's step")
+    ax.set_xticks(range(0, 91, 15))
+    ax.set_ylim(0, 105)
+    ax.set_xlabel("largest principal angle moved (degrees)")
+    ax.set_title("Share of the energy (%) along geodesics")
+    ax.legend(loc="best", fontsize=8)
+
+
+PANELS = (
+    Panel(
+        draw_time,
+        alt="Share of the gradient's energy in the core, the last core, that core moved at random "
+        "and a random subspace, over training.",
+        caption="Mean over all matrices and seeds. The gap between core and last core is what a "
+        "basis loses between two refreshes.",
+    ),
+    Panel(
+        draw_depth,
+        alt="The core's share of the energy for each kind of weight matrix and layer.",
+        caption="Mean over training and seeds; read along a row for depth, along a column for the "
+        "kind of matrix.",
+    ),
+    Panel(
+        draw_landscape,
+        alt="Captured energy along geodesics from the last core, towards the present core and in "
+        "random directions.",
+        caption="At the last measurement, from the core of the one before; the vertical line is "
+        "one step of GrassWalk.",
+    ),
+)
+
+
+def figure(result: Result, axes: "Sequence[Axes]") -> None:
+    """Draw the panels on axes of your own."""
+    for ax, panel in zip(axes, PANELS, strict=True):
+        panel.draw(ax, result)
