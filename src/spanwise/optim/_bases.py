@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spanwise.linalg.bases import align
+from spanwise.linalg.sketches import srht_basis
 from spanwise.linalg.svd import top_subspace
 from spanwise.optim._constraint import SideConstraint
 from spanwise.optim._grassmann_bases import WALK_ANGLE, jump, track, walk
@@ -81,6 +82,16 @@ def find_identity(request: Request) -> Tensor:
     return basis if request.allowed is None else request.allowed.basis_inside(basis.contiguous())
 
 
+def find_srht(request: Request) -> Tensor:
+    """A random orthonormal basis that mixes all coordinates, drawn without the gradient."""
+    g = request.g
+    basis = srht_basis(
+        request.dim, request.rank, generator=request.generator, batch=g.shape[:-2], dtype=g.dtype,
+        device=g.device,
+    )  # fmt: skip
+    return basis if request.allowed is None else request.allowed.basis_inside(basis)
+
+
 def find_rows(request: Request) -> tuple[Tensor, Tensor | None]:
     """Rows (or columns) of the gradient, by their norms or by chance: options `select`, `rho_max`.
 
@@ -133,6 +144,7 @@ BASES: dict[str, BasisKind] = {
     "walk": BasisKind(find=find_walk, needs_gradient=False),
     "track": BasisKind(find=find_track),
     "rows": BasisKind(find=find_rows, selects=True),
+    "srht": BasisKind(find=find_srht, needs_gradient=False),
     "identity": BasisKind(find=find_identity, needs_gradient=False),
 }
 """Every kind of basis by the name that the option `basis` takes."""

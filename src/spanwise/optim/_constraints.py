@@ -37,6 +37,8 @@ class Constraints:
 
     def get(self, name: str, like: Tensor) -> Constraint | None:
         """The constraint of parameter `name`, moved to `like`'s device and precision once."""
+        if not self.by_name:  # asked several times for every tensor of a step
+            return None
         name = strip_prefixes(name)
         constraint = self.by_name.get(name)
         if constraint is None:

@@ -245,8 +245,10 @@ class SubspaceOptimizer(RefreshingOptimizer):
     def _rate(self, group: dict[str, Any], state: dict[str, Any]) -> float:
         """What the lifted direction is multiplied by, the warm-up after a refresh included."""
         rate, warmup = float(group["lr"]) * group["scale"], group["refresh_warmup"]
+        if not warmup:
+            return rate
         since = int(state["step"]) - int(state["refreshed"])
-        if warmup and int(state["refreshed"]) > 0 and since < warmup:
+        if int(state["refreshed"]) > 0 and since < warmup:
             rate *= since / warmup
         return rate
 

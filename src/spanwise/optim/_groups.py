@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ class ParamGroups(list):
     """What `param_groups` returns: a plain list of groups that also prints what it holds."""
 
     def __str__(self) -> str:
-        kinds = [("projected" if group.get("rank") else "plain", group) for group in self]
+        kinds = [("projected" if "layouts" in group else "plain", group) for group in self]
         parts = [
             f"{len(group['params'])} {kind} tensors "
             f"({sum(p.numel() for _, p in group['params']) / 1e6:.1f}M numbers)"
@@ -26,7 +27,7 @@ class ParamGroups(list):
 
 def param_groups(
     model: nn.Module,
-    rank: int = 128,
+    rank: int | None = 128,
     *,
     target: str | Sequence[str] = "all-linear",
     exclude: Sequence[str] = ("lm_head", "embed"),
@@ -38,7 +39,8 @@ def param_groups(
 
     Args:
         model: Its trainable parameters are taken; frozen ones are left out.
-        rank: Dimension r of each projected gradient's subspace.
+        rank: Dimension r of each projected gradient's subspace. None: no subspace, for a method
+            that treats matrices in another way (`AdamSN`).
         target: `"all-linear"` (Linear, Conv1D, convolutions and stacked experts; embeddings
             never), a regular expression that is searched in the parameter's name, or a list of
             name fragments as `TrainingArguments.optim_target_modules` takes them.
@@ -56,8 +58,9 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    check_rank(rank)
-    smallest = rank + 1 if min_dim is None else min_dim
+    if rank is not None:
+        check_rank(rank)
+    smallest = (rank or 1) + 1 if min_dim is None else min_dim
     chosen: dict[int, tuple[str, Tensor, Layout]] = {}
     small: list[str] = []
     for map_ in linear_maps(model):
@@ -88,7 +91,7 @@ def param_groups(
         {
             "params": [(name, p) for name, p, _ in chosen.values()],
             "layouts": [layout for _, _, layout in chosen.values()],
-            "rank": rank,
+            **({} if rank is None else {"rank": rank}),
             **options,
         }
     )
@@ -136,7 +139,7 @@ class Member:
     index: int
     """Position among all parameters of the optimizer: seeds and staggering."""
 
-    @property
+    @cached_property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of the stored matrix."""
         rows, cols = stored_matrix(self.parameter.detach(), self.layout).shape[-2:]
@@ -160,6 +163,8 @@ def resolve_side(side: str, rows: int, cols: int) -> str:
     """
     if side == "short":
         return "right" if rows >= cols else "left"
+    if side == "short_left":  # rows of a square matrix are contiguous, its columns are not
+        return "left" if rows <= cols else "right"
     if side == "long":
         return "left" if rows >= cols else "right"
     # Rows are what FSDP2 shards, so a right basis needs no communication.

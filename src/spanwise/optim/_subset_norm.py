@@ -104,7 +104,7 @@ class Subsets:
 
 
 def subsets_of(
-    rows: int, cols: int, subset_size: int | str, *, ragged: bool = False, name: str = "a matrix"
+    rows: int, cols: int, subset_size: int | str, *, ragged: bool = False, name: str | None = None
 ) -> Subsets:
     """The partition that an option stands for.
 
@@ -115,7 +115,7 @@ def subsets_of(
             the longer dimension is kept. An int k > 0: chunks of the largest divisor of m n that
             is at most k. An int -k < 0: the same with floor(sqrt(m n) / k), at least 1.
         ragged: Chunks of exactly the size asked for, the last one shorter, instead of a divisor.
-        name: The parameter, for messages.
+        name: The parameter, for messages; only with it is there a warning.
 
     Raises:
         ValueError: If `subset_size` is 0, unknown, or above m n.
@@ -139,12 +139,12 @@ def subsets_of(
         )
     if subset_size > numel:
         raise ValueError(
-            f"subset_size = {subset_size} exceeds the {numel} entries of {name} ({rows} x {cols}). "
-            "Lower it, or move the parameter to a group of its own."
+            f"subset_size = {subset_size} exceeds the {numel} entries of {name or 'a matrix'} "
+            f"({rows} x {cols}). Lower it, or move the parameter to a group of its own."
         )
     asked = subset_size if subset_size > 0 else max(1, int(math.sqrt(numel) / -subset_size))
     size = asked if ragged else largest_divisor(numel, asked)
-    if size == 1 < asked:
+    if name is not None and size == 1 < asked:
         warnings.warn(
             f"{name} has {numel} entries, which no number from 2 to subset_size = {asked} divides: "
             "every entry keeps a second moment of its own. ragged=True takes chunks of that size "
