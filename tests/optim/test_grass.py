@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from conformance.optimizers import OptimizerSuite, small_model, train, weights
+from spanwise import Atlas, Subspace
+from spanwise.atlas import Entry
+from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
 from spanwise.optim._rows import SELECTIONS
 from spanwise.optim.grass import Grass
@@ -390,6 +393,25 @@ def test_stacked_experts_and_convolutions_follow_their_matrices(select):
                                      rate=2.5e-3, decay=None)  # fmt: skip
     assert torch.allclose(experts, torch.stack(expected[:3]), atol=1e-12, rtol=0)
     assert torch.allclose(conv.flatten(1), expected[3], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("word", ["avoid", "within"])
+def test_a_constraint_that_leaves_the_rows_no_coordinate_is_refused_before_weights_move(word):
+    basis = random_basis(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    entry = Entry(name="w", side="output", subspace=Subspace(basis), layout="linear", shape=(9, 14))
+    w = matrix(9, 14)
+    start = w.detach().clone()
+    optimizer = make(w, 4, **{word: Atlas([entry])})
+    w.grad = gradients(9, 14, 1)[0]
+    with pytest.raises(ValueError, match=f"{word}: .* 4 selected rows of w.*side="):
+        optimizer.step()
+    assert torch.equal(w, start)
+    other = make(w, 4, side="right", **{word: Atlas([entry])})
+    other.step()
+    d = w.detach() - start
+    inside = basis @ (basis.mT @ d)
+    assert d.norm() > 0
+    assert torch.allclose(inside, d if word == "within" else torch.zeros_like(d), atol=1e-12)
 
 
 def test_half_precision_weights_move_by_the_rounded_float32_update():

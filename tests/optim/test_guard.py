@@ -10,7 +10,16 @@ from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.layouts import matrix_view
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, GrassJump, GrassWalk, guard, param_groups
+from spanwise.optim import (
+    SNSM,
+    AdamSN,
+    GaLore,
+    Grass,
+    GrassJump,
+    GrassWalk,
+    guard,
+    param_groups,
+)
 from spanwise.optim._constraint import SideConstraint
 from spanwise.optim.osd import OnlineSubspaceDescent
 
@@ -65,6 +74,22 @@ def galore(method=GaLore, **options):
     return make
 
 
+def selecting(method, **options):
+    """An optimizer of selected rows: they must leave coordinates free under the constraint."""
+
+    def make(parameters, decay, **constraint):
+        group = {
+            "params": list(parameters.items()),
+            "layouts": [TENSORS[name][1] for name in parameters],
+            "rank": 8 if "within" in constraint else 6,
+        }
+        return method(
+            [group], lr=1e-2, weight_decay=decay, refresh_every=3, **options, **constraint
+        )
+
+    return make
+
+
 def plain_galore_group(parameters, decay, **constraint):
     """AdamW tensors inside a GaLore optimizer, beside one projected matrix."""
     projected = [("tall", parameters["tall"])]
@@ -73,6 +98,14 @@ def plain_galore_group(parameters, decay, **constraint):
         [{"params": projected, "rank": 3}, {"params": rest}],
         lr=1e-2, weight_decay=decay, **constraint,
     )  # fmt: skip
+
+
+def subset_norms(parameters, decay, **constraint):
+    """Subset norms without a subspace, beside a plain group."""
+    treated = {n: p for n, p in parameters.items() if n != "tall"}
+    group = {"params": list(treated.items()), "layouts": [TENSORS[n][1] for n in treated]}
+    plain = {"params": [(n, p) for n, p in parameters.items() if n == "tall"]}
+    return AdamSN([group, plain], lr=1e-2, weight_decay=decay, **constraint)
 
 
 def guarded(factory):
@@ -115,6 +148,14 @@ OPTIMIZERS = {
         retract_every=1,
         ortho_penalty=0.1,
     ),
+    "grass": selecting(Grass),
+    "grass-sampled": selecting(Grass, select="multinomial_norm", moments="keep_common"),
+    "grass-decay": selecting(Grass, select="uniform_nr", decay="selected"),
+    "snsm": galore(SNSM),
+    "snsm-rows-chunks": galore(SNSM, basis="rows", select="uniform_nr", subset_size=-1),
+    "snsm-srht-keep": galore(SNSM, basis="srht", moments="keep", normalize="mean"),
+    "snsm-sgd": galore(SNSM, second_moment="none", moments="rotate", debias_after_reset=True),
+    "adamsn": subset_norms,
     "adamw": guarded(lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd)),
     "adamw-fused": guarded(
         lambda p, wd: torch.optim.AdamW(p, lr=1e-2, weight_decay=wd, fused=True)
@@ -176,7 +217,8 @@ def test_no_update_enters_the_avoided_directions(name, sides, decay):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_every_update_stays_within_the_given_directions(name, sides, decay):
     tensors = tensors_for(name)
-    atlas = make_atlas(sides, tensors=tensors)
+    # Selected rows hold an allowed direction only if there are more than the other rows.
+    atlas = make_atlas(sides, tensors=tensors, rank=9 if "grass-" in f"{name}-" else 4)
     updates = run(OPTIMIZERS[name], decay, tensors=tensors, within=atlas)
     for entry in atlas:
         d = matrix_view(updates[entry.name], entry.layout)
@@ -187,7 +229,19 @@ def test_every_update_stays_within_the_given_directions(name, sides, decay):
 
 
 @pytest.mark.parametrize(
-    "name", ["galore-short", "galore-long", "grasswalk", "grassjump", "osd", "adamw", "sgd", "muon"]
+    "name",
+    [
+        "galore-short",
+        "galore-long",
+        "grasswalk",
+        "grassjump",
+        "osd",
+        "snsm",
+        "adamsn",
+        "adamw",
+        "sgd",
+        "muon",
+    ],
 )
 def test_float32_keeps_the_guarantee_to_rounding(name):
     tensors = tensors_for(name)
@@ -204,6 +258,9 @@ def test_float32_keeps_the_guarantee_to_rounding(name):
         ("muon", ("output",), 0.1),
         ("galore-short", ("output", "input"), 0.0),
         ("galore-long", ("output", "input"), 0.0),
+        ("snsm", ("output",), 0.0),
+        ("snsm-sgd", ("input",), 0.1),
+        ("adamsn", ("output", "input"), 0.0),
         ("grasswalk", ("output", "input"), 0.0),
         ("grassjump", ("input",), 0.0),
         ("osd", ("output", "input"), 0.0),
