@@ -111,10 +111,10 @@ def _adam_sn(matrices: list[nn.Parameter], rest: Group, rate: float, s: Settings
     return AdamSN([{"params": matrices, "subset_size": "heuristics"}, rest], lr=rate)
 
 
-def _osd(alpha: float) -> Make:
+def _osd(**options: Any) -> Make:
     def make(matrices: list[nn.Parameter], rest: Group, rate: float, s: Settings) -> Optimizer:
-        group = {"params": matrices, "rank": s.rank, "scale": s.scale}
-        return OnlineSubspaceDescent([group, rest], lr=rate, proj_lr=alpha * rate)
+        group = {"params": matrices, "lr": rate, "rank": s.rank, "scale": s.scale, **options}
+        return OnlineSubspaceDescent([group, rest], lr=rate)
 
     return make
 
@@ -158,8 +158,8 @@ MAKE: dict[str, tuple[str, Make]] = {
         "SVD, transfer and recovery",
         _projected(GaLore, moments="project_aware", residual="scaled"),
     ),
-    "osd": ("Online Subspace Descent", _osd(0.5)),
-    "osd_paper": ("Online Subspace Descent, alpha 5", _osd(5.0)),
+    "osd": ("Online Subspace Descent", _osd()),
+    "osd_paper": ("Online Subspace Descent, alpha 5", _osd(alpha=5.0)),
     "snsm": ("SNSM", _snsm()),
     "snsm_rows": ("SNSM, rows", _snsm(proj_type="topk")),
     "adamsn": ("AdamSN", _adam_sn),
