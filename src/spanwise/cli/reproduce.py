@@ -97,7 +97,7 @@ def _reproduce(experiment: "ModuleType", options: Any, argv: list[str], terminal
                 settings,
                 preset=options.preset,
                 workers=options.workers,
-                cache=folder / "cells",
+                cache=options.out / "cells",  # experiments share arms: each trains once
                 progress=line,
             )
         except KeyboardInterrupt as stop:
