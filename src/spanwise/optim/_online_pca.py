@@ -155,13 +155,6 @@ def retract(basis: Float[Tensor, "*batch d r"], how: str) -> Float[Tensor, "*bat
     return basis @ ((vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT)
 
 
-def drift(basis: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch"]:
-    """||P^T P - I||_F / sqrt(r): how far the columns are from orthonormal, per column."""
-    gram = basis.mT @ basis
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return gram.square().sum((-2, -1)).div(gram.shape[-1]).sqrt()
-
-
 MEMORY = {
     "adamw": ("proj_exp_avg", "proj_exp_avg_sq"),
     "lion": ("proj_exp_avg",),

@@ -202,7 +202,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
             state[key].zero_()  # they belong to the basis before
 
     def _transfer(self, group: dict[str, Any], state: dict[str, Any], old: Any, new: Any) -> None:
-        # Only a changed constraint redraws a basis; factored means have no transfer.
+        # Row and column means of squares have no coordinates to rotate: they stay.
         if group["base"] != "adafactor":
             super()._transfer(group, state, old, new)
 
@@ -224,7 +224,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
 
     def _write_signs(self, group: dict[str, Any], work: Work) -> None:
         # Released code: the sign of the lifted momentum, which is not in the subspace and knows
-        # no scale. In the paper the step is the lift of the sign, as ours is by default.
+        # no scale. Energy falls for every path of P only if W moves by the lift of the sign.
         p, lr, decay = work.member.parameter, float(group["lr"]), group["weight_decay"]
         momentum, r = work.state["exp_avg"], work.r.to(work.state["exp_avg"].dtype)
         update = work.projector.lift(momentum.lerp(r, 1 - _LION_BETAS[0])).sign_().mul_(-lr)
