@@ -21,9 +21,7 @@ from _timing import environment, interleave, set_threads, write_results
 from torch import nn
 from torch.nn import functional as F
 
-from spanwise.optim import GaLore, param_groups
-from spanwise.optim.grass import Grass
-from spanwise.optim.grass_linear import grass_linear_
+from spanwise.optim import GaLore, Grass, grass_linear_, param_groups
 
 WIDTH, HIDDEN, RANK, LR = 512, 1376, 128, 1e-3
 # One thread: leaves out the time in which other programs had the core.

@@ -10,9 +10,8 @@ from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, param_groups, state_bytes
+from spanwise.optim import GaLore, Grass, param_groups, state_bytes
 from spanwise.optim._rows import SELECTIONS
-from spanwise.optim.grass import Grass
 
 SIDES = ["short_left", "short", "long", "left", "right"]
 

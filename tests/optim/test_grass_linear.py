@@ -16,9 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, param_groups
-from spanwise.optim.grass import Grass
-from spanwise.optim.grass_linear import clip_grad_norm_, grass_linear_
+from spanwise.optim import GaLore, Grass, clip_grad_norm_, grass_linear_, param_groups
 
 
 class Net(nn.Module):

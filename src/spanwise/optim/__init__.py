@@ -9,6 +9,7 @@ from spanwise.optim._report import OptimizerReport, ReportRow, state_bytes
 from spanwise.optim._zoo import METHODS, OURS, build_optimizer
 from spanwise.optim.galore import GaLore
 from spanwise.optim.grass import Grass
+from spanwise.optim.grass_linear import GrassLinears, clip_grad_norm_, grass_linear_
 from spanwise.optim.grasswalk import GrassJump, GrassWalk
 from spanwise.optim.osd import OnlineSubspaceDescent
 from spanwise.optim.snsm import SNSM, AdamSN, AdamSNSM
@@ -23,6 +24,7 @@ __all__ = [
     "GaLore",
     "Grass",
     "GrassJump",
+    "GrassLinears",
     "GrassWalk",
     "Guard",
     "OnlineSubspaceDescent",
@@ -30,6 +32,8 @@ __all__ = [
     "ParamGroups",
     "ReportRow",
     "build_optimizer",
+    "clip_grad_norm_",
+    "grass_linear_",
     "guard",
     "param_groups",
     "plan_state_bytes",

@@ -28,10 +28,19 @@ def line_norms(
     """
     dim = -1 if side == "left" else -2
     if g.dtype != torch.float64:
-        norms = torch.linalg.vector_norm(g, dim=dim, dtype=torch.float32)
+        if side == "right":
+            norms = _column_norms(g.float())
+        else:
+            norms = torch.linalg.vector_norm(g, dim=-1, dtype=torch.float32)
         if norms.numel() and 1e-15 < float(norms.max()) < 1e18:
             return norms
     return torch.linalg.vector_norm(g, dim=dim, dtype=torch.float64)
+
+
+def _column_norms(g: Tensor) -> Tensor:
+    # On a CPU torch's norm over the leading axis runs at a tenth of the speed of this.
+    blocks = g.split(256, dim=-2)
+    return torch.stack([block.square().sum(-2) for block in blocks]).sum(0).sqrt_()
 
 
 def choose_rows(
