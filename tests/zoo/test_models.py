@@ -1,10 +1,13 @@
 """Models by name."""
 
+import shutil
+
 import pytest
 import torch
 
 from spanwise import zoo
 from spanwise.datasets import ByteTokenizer
+from spanwise.errors import CorruptFileError
 
 transformers = pytest.importorskip("transformers")
 
@@ -106,3 +109,26 @@ def test_the_packaged_model_knows_the_capital_of_france():
     ids = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(out[0]).endswith(" Paris")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped header", "empty"])
+def test_damaged_weights_name_the_folder(folder, tmp_path, damage):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "flipped header":
+        data[20] ^= 64
+    kept = {"truncated": len(data) // 2, "empty": 0}.get(damage, len(data))
+    file.write_bytes(data[:kept])
+    with pytest.raises(CorruptFileError, match=r"the weights in .*copy are damaged"):
+        zoo.load_model(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(folder, tmp_path, value):
+    model = zoo.load_model(folder).model
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2, 3] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight of .* not finite"):
+        zoo.load_model(tmp_path, tokenizer="bytes")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spanwise.datasets import ByteTokenizer
 from spanwise.datasets.resolve import nearest
+from spanwise.errors import CorruptFileError
 from spanwise.zoo.llama import SHAPES, llama_config
 from spanwise.zoo.smollm import smollm_folder
 
@@ -76,9 +77,12 @@ def load_model(
         tokenizer: Where another tokenizer lies: "bytes", a folder or a model's name.
 
     Raises:
-        ValueError: If nothing answers to `spec`, or `layers` exceeds what the model has.
+        ValueError: If nothing answers to `spec`, `layers` exceeds what the model has, or a weight
+            is not finite.
+        CorruptFileError: If a file of weights is damaged.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -86,8 +90,14 @@ def load_model(
     reader = load_tokenizer(tokenizer or spec)
     if folder := _folder(spec):
         # transformers leaves weights of dropped layers unread.
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+        except SafetensorError as error:
+            raise CorruptFileError(
+                f"the weights in {folder} are damaged ({error}). Copy the folder again."
+            ) from error
+        _check_finite(model, spec)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -167,6 +177,18 @@ def source_folder(spec: str | Path) -> Path | None:
         ValueError: If it is a folder without a model.
     """
     return None if _preset(spec) else _folder(spec)
+
+
+def _check_finite(model: "PreTrainedModel", spec: str | Path) -> None:
+    import torch
+
+    for name, parameter in model.named_parameters():
+        # The extremes tell it without a mask of the parameter's size: aminmax passes NaN on.
+        if parameter.numel() and not all(map(torch.isfinite, parameter.detach().aminmax())):
+            raise ValueError(
+                f"{name} of {spec} holds values that are not finite: nothing can be learned from "
+                "such a model. Take a checkpoint from before it diverged."
+            )
 
 
 def _preset(spec: str | Path) -> str | None:
