@@ -159,7 +159,7 @@ def test_an_atlas_of_another_model_is_named(atlases, tmp_path, capsys, folder):
         (["--data", "missing.txt"], "missing.txt"),
         ([], "give the text whose responses are to be kept"),
         (["--data", "{old}", "--energy", "2"], "energy must be a share in (0, 1], got 2.0"),
-        (["--data", "{old}", "--rank", "0"], "rank must be a positive integer"),
+        (["--data", "{old}", "--rank", "0"], "rank must be at least 1, got 0"),
         (["--data", "{old}", "--rank", "33"], "rank = 33 exceeds the 32 dimensions"),
         (["--data", "{old}", "--include", "nothing"], "no linear map is left"),
         (["--data", "{old}", "--tokens", "8"], "tokens = 8 is less than one sequence of 32"),
@@ -214,3 +214,36 @@ def test_compare_draws_the_angles_beside_random_ones(atlases, tmp_path, capsys):
     run("compare", atlases / "old", atlases / "new", "--plot", again, "--quiet")
     assert again.read_bytes() == plot.read_bytes()
     assert run("compare", atlases / "old", atlases / "new", "--plot", tmp_path / "a.pdf") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "nope"], "device = nope cannot be used here"),
+        (["--device", "cuda:99"], "device = cuda:99 cannot be used here"),
+        (["--rank", "0"], "rank must be at least 1, got 0"),
+        (["--energy", "1.5"], "energy must be a share in (0, 1], got 1.5"),
+        (["--plan", "--rank", "0"], "rank must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_extracted_is_one_line_before_any_work(
+    folder, texts, tmp_path, capsys, flags, message
+):
+    try:
+        code = extract(folder, texts / "old.txt", tmp_path / "a", *flags)
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (1, 2)
+    captured = capsys.readouterr()
+    assert message in " ".join(captured.err.replace("│", " ").split())
+    assert "Traceback" not in captured.err
+    assert "reads" not in captured.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_the_atlas_is_told_before_any_work(folder, texts, capsys):
+    out = texts / "old.txt" / "a.atlas"
+    assert extract(folder, texts / "new.txt", out) == 1
+    captured = capsys.readouterr()
+    assert "old.txt is a file. Name another place" in captured.err
+    assert "reads" not in captured.out

@@ -1,7 +1,7 @@
 """The whole demo on a few steps, and its experiment."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -59,6 +59,21 @@ def test_a_pretrained_model_is_taken_from_the_cache(lesson):
     again = Lesson.prepare(QUICK, 0, fail)
     assert again.base == lesson.base
     assert base_file(QUICK, lesson.texts, 0) != base_file(QUICK, lesson.texts, 1)
+
+
+def test_a_damaged_model_in_the_cache_is_trained_again(lesson):
+    whole = lesson.file.read_bytes()
+    lesson.file.write_bytes(whole[:1000])
+    again = Lesson.prepare(QUICK, 0)
+    assert again.base == lesson.base
+    assert lesson.file.read_bytes() == whole
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["rank", "layers", "steps", "pretrain_steps"])
+def test_settings_of_nothing_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        replace(QUICK, **{name: 0})
 
 
 def test_equal_seeds_give_equal_lessons(lesson):
@@ -119,6 +134,14 @@ def test_ctrl_c_gives_130_and_the_command(cache, tmp_path, capsys, monkeypatch):
     assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 130
     assert "spanwise demo --quick" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_file_in_the_way_is_told_before_the_pre_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main(["demo", "--quick", "--out", str(tmp_path / "file")]) == 1
+    captured = capsys.readouterr()
+    assert "file is a file. Name another place" in captured.err
+    assert "What training takes" not in captured.out
 
 
 def test_a_continuation_depends_on_the_model_alone(lesson):

@@ -7,7 +7,14 @@ import os
 
 import pytest
 
-from spanwise.io import atomic_file, atomic_folder, file_digest, write_bytes, write_json
+from spanwise.io import (
+    atomic_file,
+    atomic_folder,
+    check_place,
+    file_digest,
+    write_bytes,
+    write_json,
+)
 
 
 def names(folder):
@@ -167,3 +174,20 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
         fill(target, "new", overwrite=True)
     assert names(target) == ["old"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_place_below_a_file_is_refused_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/a/b"):
+        with pytest.raises(ValueError, match=r"file is a file\. Name another place"):
+            check_place(tmp_path / place)
+    check_place(tmp_path / "a" / "b")
+    check_place(tmp_path)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_that_may_not_be_written_to_is_refused(tmp_path):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="may not be written to"):
+        check_place(tmp_path / "shut" / "a")

@@ -18,6 +18,7 @@ from spanwise.atlas._select import chosen_maps
 from spanwise.cli._shared import Terminal
 from spanwise.cli.atlas import CompareOptions, ExtractOptions, ShowOptions
 from spanwise.datasets import TextData, load_text
+from spanwise.io import check_place
 from spanwise.zoo import is_pretrained, load_config, load_model, source_folder
 
 # -- extract ----------------------------------------------------------------------------------
@@ -34,6 +35,8 @@ def extract(options: ExtractOptions, terminal: Terminal) -> None:
         raise ValueError(f"{options.out} is a folder; name a file for the atlas.")
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists. Name another file, or pass --overwrite.")
+    check_place(options.out.parent)
+    _check_device(options.device)
     from spanwise.training.data import pack
 
     text = load_text(list(options.data), text=options.text)
@@ -60,6 +63,17 @@ def extract(options: ExtractOptions, terminal: Terminal) -> None:
     atlas.metadata.update(_origin(options, text))
     _save(atlas, options, terminal)
     terminal.result({"out": str(options.out), **_summary(atlas)})
+
+
+def _check_device(device: str) -> None:
+    """Raise `ValueError` if tensors cannot live there; torch says so in many ways."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device = {device} cannot be used here ({reason}). Leave --device out for the CPU."
+        ) from error
 
 
 def _progress(terminal: Terminal, count: int, total: int) -> None:

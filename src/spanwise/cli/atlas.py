@@ -76,6 +76,10 @@ class ExtractOptions:
         for name in ("tokens", "sequence", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}.")
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"energy must be a share in (0, 1], got {self.energy}.")
         if self.tokens < self.sequence:
             raise ValueError(
                 f"tokens = {self.tokens} is less than one sequence of {self.sequence}."

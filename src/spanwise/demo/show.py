@@ -13,6 +13,7 @@ from spanwise.datasets import ByteTokenizer
 from spanwise.demo import page, screens
 from spanwise.demo.options import DemoOptions
 from spanwise.demo.screens import Screen, Shown
+from spanwise.io import check_place
 from spanwise.report import Result, Verdict, format_value
 from spanwise.reproductions import demo as experiment
 from spanwise.reproductions._keeping import Losses, Taught, Watch
@@ -55,6 +56,7 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
     # More threads than this only get in each other's way at such sizes.
     torch.set_num_threads(min(torch.get_num_threads(), 4))
     start = time.perf_counter()
+    check_place(options.out)
     settings = settings_of(options)
     report.say(told_settings(options))
     texts = Texts.load(settings)

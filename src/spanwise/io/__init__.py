@@ -10,6 +10,7 @@ from spanwise._lazy import lazy_attributes
 if TYPE_CHECKING:
     from spanwise.io._atomic import atomic_file as atomic_file
     from spanwise.io._atomic import atomic_folder as atomic_folder
+    from spanwise.io._atomic import check_place as check_place
     from spanwise.io._atomic import file_digest as file_digest
     from spanwise.io._atomic import write_bytes as write_bytes
     from spanwise.io._atomic import write_json as write_json
@@ -25,6 +26,7 @@ _HOMES = {
     "TensorReader": "_reader",
     "atomic_file": "_atomic",
     "atomic_folder": "_atomic",
+    "check_place": "_atomic",
     "file_digest": "_atomic",
     "open_tensors": "_reader",
     "save_tensors": "_writer",
@@ -38,6 +40,7 @@ __all__ = [
     "TensorReader",
     "atomic_file",
     "atomic_folder",
+    "check_place",
     "file_digest",
     "open_tensors",
     "save_tensors",

@@ -5,6 +5,7 @@ the new one, and a crash leaves at most a hidden `.NAME.*.tmp` that nothing read
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -163,3 +164,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_place(folder: str | Path) -> None:
+    """Raise before any work if `folder` could not be made or written to.
+
+    Raises:
+        ValueError: If it, or a folder above it, is a file.
+        PermissionError: If the nearest folder that exists may not be written to.
+    """
+    nearest = Path(folder).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ValueError(f"{folder} cannot be a folder: {nearest} is a file. Name another place.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(errno.EACCES, "this folder may not be written to", str(nearest))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from spanwise.atlas import Atlas
 from spanwise.datasets import cache_folder
+from spanwise.errors import CorruptFileError
 from spanwise.io import open_tensors, save_tensors
 from spanwise.optim import GaLore
 from spanwise.reproductions._byte_texts import ByteText, byte_text
@@ -73,6 +74,18 @@ class Settings:
     """Seeds that choose the rates."""
     seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds that judge."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "layers", "batch", "pretrain_steps", "steps", "every", "held_out", "atlas_sequences",
+            "rank", "refresh_every",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2, got {self.length}.")
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one seed that judges.")
 
     @property
     def checkpoints(self) -> list[int]:
@@ -134,7 +147,7 @@ class Lesson:
         """
         texts = Texts.load(settings)
         file = base_file(settings, texts, seed)
-        if fresh or not file.is_file():
+        if fresh or not _is_whole(file):
             pretrain(settings, texts, seed, file, watch)
         model = new_model(settings, file)
         generator = torch.Generator().manual_seed(seed)
@@ -199,6 +212,14 @@ def losses_of(model: nn.Module, settings: Settings, texts: Texts) -> Losses:
         for text in (texts.new, texts.old)
     )
     return Losses(new, old)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a model lies there undamaged; what a cache has lost is made anew."""
+    try:
+        return file.is_file() and len(open_tensors(file)) > 0
+    except CorruptFileError:
+        return False
 
 
 def base_file(settings: Settings, texts: Texts, seed: int) -> Path:
