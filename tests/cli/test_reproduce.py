@@ -14,7 +14,7 @@ import yaml
 from spanwise import reproductions
 from spanwise.cli import main, reproduce
 from spanwise.cli._shared import Terminal
-from spanwise.report import Check, Metric, Panel, Result, Verdict
+from spanwise.report import CellError, Check, Metric, Panel, Result, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,31 @@ def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys):
     assert main(["reproduce", "tiny", "--rank", "5", "--out", str(tmp_path)]) == 130
     error = capsys.readouterr().err
     assert f"Resume: spanwise reproduce tiny --rank 5 --out {tmp_path}" in error
+
+
+def test_wrong_settings_in_a_cell_are_one_line_and_defects_keep_their_traceback(
+    tiny, tmp_path, capsys
+):
+    error = CellError("cell {} failed:\nTraceback ...", "layers = 77: the model has 5.")
+
+    def fails(*args, **options):
+        raise error
+
+    tiny.run = fails
+    assert main(["reproduce", "tiny", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "spanwise reproduce: error: a run of tiny stopped: layers = 77" in said
+    assert "Traceback" not in said
+    error = CellError("cell {} failed:\nTraceback ...")
+    with pytest.raises(CellError):
+        main(["reproduce", "tiny", "--out", str(tmp_path)])
+
+
+@pytest.mark.bad_input
+def test_no_workers_are_refused_before_anything_is_written(tiny, tmp_path, capsys):
+    assert main(["reproduce", "tiny", "--workers", "0", "--out", str(tmp_path)]) == 1
+    assert "workers must be at least 1, got 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_unwinds_as_ctrl_c_does(tiny, tmp_path, capsys):

@@ -100,6 +100,15 @@ def test_a_failing_cell_is_named_and_the_finished_ones_are_kept(sample, tmp_path
     assert len(list((tmp_path / "cells").iterdir())) == 1
 
 
+def test_wrong_input_of_a_cell_is_kept_apart_from_defects(sample):
+    with pytest.raises(CellError) as wrong:
+        run_cells(sample.fail_on_two, [{"x": 2}], 1)
+    assert wrong.value.reason == "two is too much"
+    with pytest.raises(CellError) as defect:
+        run_cells(sample.square, [{"y": 2}], 1)
+    assert defect.value.reason is None
+
+
 def test_a_process_that_dies_leaves_its_last_words(sample):
     with pytest.raises(CellError, match=r"(?s)ended with code 7.*last words"):
         run_cells(sample.die, [{"x": 1}], 1)

@@ -40,6 +40,8 @@ class ReproduceOptions:
     def __post_init__(self) -> None:
         if self.quick and self.full:
             raise ValueError("--quick and --full exclude each other; name one.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}.")
 
     @property
     def preset(self) -> str:
@@ -83,7 +85,7 @@ def _unknown(options: ReproduceOptions, terminal: Terminal) -> None:
 
 def _reproduce(experiment: "ModuleType", options: Any, argv: list[str], terminal: Terminal) -> None:
     from spanwise.io.runs import RunFolder
-    from spanwise.report import article, draw_panels, save_panels, write_page
+    from spanwise.report import CellError, article, draw_panels, save_panels, write_page
 
     name = options.slug if options.preset == "default" else f"{options.slug}-{options.preset}"
     settings = options.settings
@@ -102,6 +104,10 @@ def _reproduce(experiment: "ModuleType", options: Any, argv: list[str], terminal
             )
         except KeyboardInterrupt as stop:
             raise Interrupted(f"spanwise reproduce {shlex.join(argv)}") from stop
+        except CellError as error:
+            if not error.reason:
+                raise
+            raise ValueError(f"a run of {options.slug} stopped: {error.reason}") from error
         file = result.save(folder / f"{options.slug}.json")
         figures = []
         try:

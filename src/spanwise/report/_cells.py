@@ -49,7 +49,16 @@ class Progress(Protocol):
 
 
 class CellError(RuntimeError):
-    """A cell raised, or its process died; the message holds the cell and what it said."""
+    """A cell raised, or its process died; the message holds the cell and what it said.
+
+    Attributes:
+        reason: The cell's own words, where its input was wrong (`ValueError`, `OSError`, a missing
+            module); None for everything else.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def cores() -> int:
@@ -235,7 +244,8 @@ class _Child:
             raise CellError(f"the process of cell {dict(cell)} ended with code {code}.\n{tail}")
         answer = json.loads(line)
         if "error" in answer:
-            raise CellError(f"cell {dict(cell)} failed:\n{answer['error']}")
+            text = f"cell {dict(cell)} failed:\n{answer['error']}"
+            raise CellError(text, answer.get("reason"))
         for name in ("seconds", "processor_seconds", "peak_bytes"):
             answer["value"][name] = answer.pop(name)
         return answer

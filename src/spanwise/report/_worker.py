@@ -76,8 +76,10 @@ def main(target: str, path: list[str]) -> None:
                 raise TypeError(f"{target} must return a dict, got a {type(value).__name__}.")
             json.dumps(value, allow_nan=False)
             answer["value"] = value
-        except Exception:
+        except Exception as error:
             answer["error"] = traceback.format_exc()
+            if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+                answer["reason"] = str(error)
         answer["seconds"] = round(time.perf_counter() - start, 3)
         answer["processor_seconds"] = round(time.process_time() - processor, 3)
         answer["peak_bytes"] = peak_bytes()
