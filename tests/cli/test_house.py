@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Literal
@@ -242,3 +243,16 @@ def test_doctor_fails_when_a_base_package_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "BASE", (*doctor.BASE, "no-such-package"))
     assert cli.main(["doctor"]) == 1
     assert "pip install no-such-package" in capsys.readouterr().out
+
+
+def test_a_warning_is_a_line_without_a_place_in_our_code(capsys):
+    before = warnings.showwarning
+
+    def call():
+        warnings.warn("the rank was lowered to 3.", stacklevel=2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.guarded(call, prog="spanwise x") == 0
+    assert capsys.readouterr().err == "spanwise x: warning: the rank was lowered to 3.\n"
+    assert warnings.showwarning is before

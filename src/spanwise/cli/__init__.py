@@ -123,10 +123,11 @@ def guarded(call: Callable[[], int | None], *, prog: str) -> int:
     """
     from spanwise._lazy import install_line
     from spanwise.cli._signals import exit_code, unwinding_on_sigterm
+    from spanwise.cli._warnings import plain_warnings
     from spanwise.errors import ConvergenceError
 
     try:
-        with unwinding_on_sigterm():
+        with unwinding_on_sigterm(), plain_warnings(prog):
             return call() or 0
     except KeyboardInterrupt as stop:
         resume = getattr(stop, "resume", None)
