@@ -135,3 +135,9 @@ def test_a_misspelled_name_is_an_error_with_the_nearest_one():
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no files"):
         load_text(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["", " ", ["", "python-docs"]])
+def test_an_empty_name_is_not_the_folder_one_stands_in(source):
+    with pytest.raises(ValueError, match="got an empty path"):
+        load_text(source)

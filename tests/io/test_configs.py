@@ -51,6 +51,7 @@ def test_dashes_in_keys_are_underscores():
         ({}, "missing key 'name'"),
         ({"name": "x", "rate": 1}, "did you mean 'rates'"),
         ({"name": "x", "inner": {"rnak": 1}}, "unknown key 'rnak'"),
+        ({"name": "x", "rank": 1}, "unknown key 'rank': it belongs one level down, under 'inner'"),
         ({"name": "x", "inner": {"rank": True}}, "rank must be of type int, got True"),
         ({"name": "x", "rates": ["fast"]}, r"rates\[0\] must be of type float"),
         ({"name": "x", "pair": [1]}, "pair must have 2 values, got 1"),

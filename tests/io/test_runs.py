@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spanwise.errors import CorruptFileError
 from spanwise.io.runs import RunFolder, digest
 
 
@@ -91,3 +92,11 @@ def test_a_non_finite_loss_stays_readable(tmp_path):
     run = RunFolder(tmp_path / "a")
     run.event({"event": "step", "loss": float("nan")})
     assert json.loads(run.events_path.read_text())["event"] == "step"
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    run = RunFolder(tmp_path / "a")
+    run.write_manifest(seed=3)
+    run.manifest_path.write_text(run.manifest_path.read_text()[:20])
+    with pytest.raises(CorruptFileError, match=r"manifest\.json is damaged"):
+        run.read_manifest()

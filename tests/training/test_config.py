@@ -1,5 +1,7 @@
 """The options of a run."""
 
+import math
+
 import pytest
 
 from spanwise.io.configs import from_plain, read_yaml, to_plain, to_yaml
@@ -54,6 +56,7 @@ def test_a_plan_needs_neither_data_nor_a_folder():
         ("lr", -1e-3, "lr must be above 0"),
         ("scale", 0.0, "scale must be above 0"),
         ("plain_lr", 0.0, "plain_lr must be above 0"),
+        ("lr", math.inf, "lr must be above 0 and finite"),
         ("weight_decay", -1.0, "weight_decay must be at least 0"),
         ("clip", -1.0, "clip must be at least 0"),
         ("refresh_every", 0, "refresh_every must be at least 1"),

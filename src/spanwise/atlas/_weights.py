@@ -88,7 +88,7 @@ def weights_digest(source: Weights, names: Mapping[str, Sequence[str]]) -> str:
         if stored is None:
             raise ValueError(
                 f"{name} is not among these weights ({len(weights)} tensors): they belong to "
-                "another model."
+                "another model. Extract an atlas from this one."
             )
         tensor = weights[stored].detach()
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

@@ -69,6 +69,8 @@ def load_text(
     if not isinstance(source, (str, Path)):
         return join([load_text(part, text=text, label=label) for part in source])
     name = str(source)
+    if not name.strip():
+        raise ValueError("a text has no name: got an empty path. An unset shell variable?")
     if name in BUILTIN or name in ASSETS:
         return load(name)
     paths = _paths(name)

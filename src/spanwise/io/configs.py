@@ -66,12 +66,15 @@ def from_plain(cls: type[T], data: Mapping[str, Any], *, missing: Any = dataclas
     """
     keys = {str(key).replace("-", "_"): value for key, value in data.items()}
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyrefly: ignore
+    hints = get_type_hints(cls, include_extras=True)
     for key in keys:
         if key not in fields:
             near = get_close_matches(key, list(fields), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}."
+            for name in fields:
+                if key in _keys_within(hints[name]):
+                    hint = f"it belongs one level down, under {name!r}."
             raise ValueError(f"unknown key {key!r}: {hint}")
-    hints = get_type_hints(cls, include_extras=True)
     values = {key: _convert(hints[key], value, key) for key, value in keys.items()}
     required = [
         name
@@ -94,6 +97,15 @@ def from_plain(cls: type[T], data: Mapping[str, Any], *, missing: Any = dataclas
             value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         object.__setattr__(template, name, value)
     return template
+
+
+def _keys_within(hint: Any) -> set[str]:
+    """Keys of the dataclass that a field holds; none for other fields."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return set()
+    return {f.name for f in dataclasses.fields(hint) if f.init}
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from spanwise.errors import CorruptFileError
 from spanwise.io.configs import read_yaml, to_plain, to_yaml
 
 VERSIONS_OF = ("spanwise", "torch", "numpy", "safetensors", "transformers", "accelerate", "peft")
@@ -87,8 +88,17 @@ class RunFolder:
         return manifest
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest."""
-        return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        """The manifest.
+
+        Raises:
+            CorruptFileError: If it is not the JSON that was written.
+        """
+        try:
+            return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptFileError(
+                f"{self.manifest_path} is damaged ({error}). Restore it, or start a new run."
+            ) from error
 
     def event(self, event: Mapping[str, Any], **more: Any) -> None:
         """Append one event and hand it to the operating system, so that `tail -f` sees it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -109,11 +110,11 @@ class OptimizerOptions:
             methods = ", ".join(FRESH_RATES)
             raise ValueError(f"method must be one of {methods}; got {self.method!r}.{hint}")
         _check(self.rank is None or self.rank >= 1, "rank", self.rank, "at least 1")
-        _check(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
-        _check(self.plain_lr is None or self.plain_lr > 0, "plain_lr", self.plain_lr, "above 0")
+        for name in ("lr", "plain_lr", "scale"):
+            value = getattr(self, name)
+            _check(value is None or 0 < value < math.inf, name, value, "above 0 and finite")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _check(self.clip >= 0, "clip", self.clip, "at least 0")
-        _check(self.scale is None or self.scale > 0, "scale", self.scale, "above 0")
         refresh = self.refresh_every
         _check(refresh is None or refresh >= 1, "refresh_every", refresh, "at least 1")
         given = [*self.own_options, *(["plain_lr"] if self.plain_lr else [])]

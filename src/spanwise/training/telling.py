@@ -22,8 +22,8 @@ def tell_inputs(
     learned, held = texts.learned, texts.looked_at["held_out"]
     data = texts.data["data"]
     report.say(
-        f"learn   {data.name}: {len(data)} documents, {len(learned)} sequences of "
-        f"{config.texts.sequence} tokens; {len(held)} held out for evaluation"
+        f"learn   {data.name}: {len(data)} document{'s' * (len(data) != 1)}, {len(learned)} "
+        f"sequences of {config.texts.sequence} tokens; {len(held)} held out for evaluation"
     )
     for name, blocks in texts.looked_at.items():
         if name != "held_out":
