@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spanwise import plots
 from spanwise.layouts import linear_maps
 from spanwise.linalg import captured_energy, grassmann
 from spanwise.report import (
-    PALETTE,
     Check,
     Metric,
     Panel,
@@ -24,11 +22,17 @@ from spanwise.report import (
     Result,
     Row,
     Verdict,
-    arm_mean,
     provenance,
     run_cells,
 )
 from spanwise.reproductions._byte_lm import ByteLM, Parts, build, load_text, shared, train
+from spanwise.reproductions._subspace_figures import (
+    WALK,
+    draw_depth,
+    draw_landscape,
+    draw_time,
+    mean_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +74,6 @@ METRICS = {
     "first_layer": Metric(label="first layer", unit="%"),
     "last_layer": Metric(label="deepest layer", unit="%"),
 }
-WALK = 0.3
-"""Largest principal angle of the random move, in radians: GrassWalk's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +124,19 @@ class Watch:
             return
         gradients = [_short_side_first(p) for p in parts[0]]
         decomposed = [torch.linalg.svd(x, full_matrices=False) for x in gradients]
-        cores = [u[:, : self.settings.rank] for u, _, _ in decomposed]
         if self.old is not None:
-            for name, x, core, old in zip(self.names, gradients, cores, self.old, strict=True):
-                self.shares.append(
-                    {"step": step, "layer": _layer(name), "kind": _kind(name)}
-                    | self._compare(x, core, old)
-                )
-            # The landscape of the last look is drawn: training has then left its start behind.
-            pairs = zip(gradients, cores, self.old, strict=True)
-            self.landscapes = [self._landscape(*three) for three in pairs]
-            self.curvatures = [curvatures(s, self.settings.rank) for _, s, _ in decomposed]
-        self.old = cores
+            last = step + self.settings.every >= self.settings.steps
+            for name, x, (u, values, _), old in zip(
+                self.names, gradients, decomposed, self.old, strict=True
+            ):
+                core = u[:, : self.settings.rank]
+                place = {"step": step, "layer": _layer(name), "kind": _kind(name)}
+                shares = self._compare(x, core, old)
+                self.shares.append({**place, "needed": needed(values), **shares})
+                self.curvatures.append(curvatures(values, self.settings.rank))
+                if last:
+                    self.landscapes.append(self._landscape(x, core, old))
+        self.old = [u[:, : self.settings.rank] for u, _, _ in decomposed]
 
     def _compare(self, x: Tensor, core: Tensor, old: Tensor) -> dict[str, float]:
         bases = {
@@ -155,10 +158,20 @@ class Watch:
                 100 * float(captured_energy(x, grassmann.move(old, direction, a))) for a in angles
             ]
 
-        return {"core": along(home), "random": _mean([along(way) for way in ways])}
+        return {"core": along(home), "random": mean_of([along(way) for way in ways])}
 
     def _drawn(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.generator)
+
+
+def needed(values: Tensor) -> int:
+    """How many of the leading directions hold 99 % of the energy.
+
+    Args:
+        values: Singular values of the gradient, largest first.
+    """
+    energy = values.double().square()
+    return int((energy.cumsum(0) < 0.99 * energy.sum()).sum()) + 1
 
 
 def curvatures(values: Tensor, rank: int) -> list[float]:
@@ -192,10 +205,6 @@ def _kind(name: str) -> str:
     return name.split(".")[-2].removesuffix("_proj")
 
 
-def _mean(lists: Sequence[Sequence[float]]) -> list[float]:
-    return [statistics.fmean(column) for column in zip(*lists, strict=True)]
-
-
 def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     """One seed's training with all its measurements, in its own process."""
     text = load_text()
@@ -217,9 +226,9 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
         "loss": trained["loss"],
         "shares": watch.shares,
         "landscape": {
-            way: _mean([each[way] for each in watch.landscapes]) for way in ("core", "random")
+            way: mean_of([each[way] for each in watch.landscapes]) for way in ("core", "random")
         },
-        "curvature": _mean(watch.curvatures),
+        "curvature": mean_of(watch.curvatures),
     }
 
 
@@ -244,13 +253,24 @@ def summary(arm: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
         "last_layer": mean(lambda point: point["layer"] == layers[-1]),
         "steps": steps,
         "by_step": [mean(lambda point, t=t: point["step"] == t) for t in steps],
-        "by_kind": {
-            kind: [mean(lambda p, k=kind, i=i: (p["kind"], p["layer"]) == (k, i)) for i in layers]
-            for kind in kinds
-        },
     }
     if arm == "core":
-        row |= {"landscape": record["landscape"], "curvature": record["curvature"]}
+        row |= {
+            "landscape": record["landscape"],
+            "curvature": record["curvature"],
+            "needed_by_step": [
+                statistics.fmean(p["needed"] for p in points if p["step"] == t) for t in steps
+            ],
+            "needed_by_kind": {
+                kind: [
+                    statistics.fmean(
+                        p["needed"] for p in points if (p["kind"], p["layer"]) == (kind, i)
+                    )
+                    for i in layers
+                ]
+                for kind in kinds
+            },
+        }
     return row
 
 
@@ -333,6 +353,7 @@ def run(
             f"{s.rank / s.width:.0%} of any gradient on average.",
             f"The gradients are those of batches of {s.batch} windows under AdamW at {s.rate:g}: "
             "their noise is part of what the subspaces hold.",
+            needed_note(rows),
         ),
         wall_seconds=time.perf_counter() - start,
         peak_bytes=max(r["peak_bytes"] or 0 for r in records) or None,
@@ -340,54 +361,18 @@ def run(
     )
 
 
+def needed_note(rows: Sequence[Row]) -> str:
+    """How many directions hold 99 % of the energy, early and late."""
+    curve = mean_of([row["needed_by_step"] for row in rows if row["arm"] == "core"])
+    quarter = max(1, len(curve) // 4)
+    early, late = statistics.fmean(curve[:quarter]), statistics.fmean(curve[-quarter:])
+    return (
+        f"On average {early:.1f} directions hold 99 % of a gradient's energy in the first quarter "
+        f"of the measurements and {late:.1f} in the last."
+    )
+
+
 # -- pictures ------------------------------------------------------------------------------
-
-
-def _core_rows(result: Result) -> list[Row]:
-    return [row for row in result.rows if row["arm"] == "core"]
-
-
-def draw_time(ax: "Axes", result: Result) -> None:
-    """Share of the energy over training, one curve a subspace."""
-    for (arm, label), colour in zip(result.arms.items(), PALETTE, strict=False):
-        rows = [row for row in result.rows if row["arm"] == arm]
-        curve = _mean([row["by_step"] for row in rows])
-        dash = "-" if arm != "walked" else (0, (4, 2))
-        ax.plot(rows[0]["steps"], curve, color=colour, linestyle=dash, label=label)
-    ax.set_ylim(0, 105)
-    ax.set_xlabel("training step")
-    ax.set_title("Share of the gradient's energy (%)")
-    ax.legend(loc="best", fontsize=8)
-
-
-def draw_depth(ax: "Axes", result: Result) -> None:
-    """The core's share by kind of layer and depth."""
-    rows = _core_rows(result)
-    kinds = list(rows[0]["by_kind"])
-    table = [_mean([row["by_kind"][kind] for row in rows]) for kind in kinds]
-    layers = [str(i + 1) for i in range(len(table[0]))]
-    plots.heatmap(ax, table, kinds, layers, label="core's share (%)", form="{:.0f}")
-    ax.set_xlabel("layer")
-    ax.set_title("The core's share by kind and depth")
-
-
-def draw_landscape(ax: "Axes", result: Result) -> None:
-    """Energy along geodesics from the last core: to the present one, and at random."""
-    rows = _core_rows(result)
-    names = {"core": "towards the present core", "random": "in random directions"}
-    for (way, label), colour in zip(names.items(), PALETTE, strict=False):
-        curve = _mean([row["landscape"][way] for row in rows])
-        angles = [90 * i / (len(curve) - 1) for i in range(len(curve))]
-        ax.plot(angles, curve, color=colour, label=label)
-    share = arm_mean(result.rows, "random", "share")
-    if share is not None:
-        ax.axhline(share, color=PALETTE[3], linewidth=1, linestyle=(0, (4, 3)), label="random")
-    ax.axvline(math.degrees(WALK), color=PALETTE[2], linewidth=1, label="GrassWalk's step")
-    ax.set_xticks(range(0, 91, 15))
-    ax.set_ylim(0, 105)
-    ax.set_xlabel("largest principal angle moved (degrees)")
-    ax.set_title("Share of the energy (%) along geodesics")
-    ax.legend(loc="best", fontsize=8)
 
 
 PANELS = (
@@ -400,9 +385,9 @@ PANELS = (
     ),
     Panel(
         draw_depth,
-        alt="The core's share of the energy for each kind of weight matrix and layer.",
-        caption="Mean over training and seeds; read along a row for depth, along a column for the "
-        "kind of matrix.",
+        alt="Number of directions that hold 99 % of the gradient's energy, for each kind of weight "
+        "matrix and layer.",
+        caption="Mean over training and seeds: along a row for depth, down a column for kinds.",
     ),
     Panel(
         draw_landscape,
