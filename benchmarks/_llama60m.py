@@ -1,6 +1,7 @@
 """The tensors that the optimizer benchmarks step: LLaMA-60M's, with gradients like real ones."""
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -44,6 +45,10 @@ def held_bytes(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter])
     def size(value: object) -> int:
         if torch.is_tensor(value):
             return value.numel() * value.element_size() if value.ndim else 0
+        if isinstance(value, Mapping):
+            return sum(map(size, value.values()))
+        if isinstance(value, torch.optim.Optimizer):  # of a basis that learns
+            return size(value.state)
         return sum(map(size, vars(value).values())) if hasattr(value, "__dict__") else 0
 
     return sum(size(value) for p in parameters for value in optimizer.state[p].values())

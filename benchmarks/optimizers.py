@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ def muon(linear, rest, every):
 def fork(checkout: Path):
     """Online Subspace Descent as released, from a checkout; its tracker is stubbed."""
     for name in ("wandb", "bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer"):
-        sys.modules.setdefault(name, types.ModuleType(name))
+        stub = sys.modules.setdefault(name, types.ModuleType(name))
+        stub.__spec__ = ModuleSpec(name, None)  # others ask whether it is installed
     package = types.ModuleType("osd_fork")
     package.__path__ = [str(checkout / "galore_torch")]
     sys.modules["osd_fork"] = package
