@@ -44,7 +44,7 @@ def adapter_atlas(
     sides = check_sides(sides)
     tensors, config = _open(adapter)
     factors, skipped = _factors(tensors)
-    places = {} if model is None else known_places(model)
+    places: dict[str, Place] = {} if model is None else known_places(model)
     entries = []
     for name, pair in factors.items():
         a, b = _pair(name, pair)

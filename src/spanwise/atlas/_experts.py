@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from spanwise.atlas._moments import Moments
 from spanwise.layouts import LinearMap, Side, map_dims
@@ -107,7 +108,14 @@ class _Watch(TorchFunctionMode):
         self.choice = next((t for t in tensors if not t.is_floating_point() and t.ndim == 2), None)
         self.valid: dict[int, Tensor | str] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    @override
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _PRODUCTS and len(args) >= 2:
             self._product(args[0], args[1], result)

@@ -49,7 +49,7 @@ def optimizer_atlas(
 def _rows(
     optimizer: torch.optim.Optimizer | Mapping[str, Any], model: nn.Module | None
 ) -> Iterator[tuple[str, Mapping[str, Any], Layout, tuple[int, ...]]]:
-    maps = {} if model is None else {found.name: found for found in linear_maps(model)}
+    maps = {found.name: found for found in (linear_maps(model) if model is not None else ())}
     by_id = {id(found.parameter): found.name for found in maps.values()}
     live = isinstance(optimizer, torch.optim.Optimizer)
     groups = optimizer.param_groups if live else optimizer["param_groups"]

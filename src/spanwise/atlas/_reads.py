@@ -28,7 +28,7 @@ class Reads:
 
     def __init__(self) -> None:
         self._open: list[_Read] = []
-        self._sums: dict[frozenset, Moments] = {}
+        self._sums: dict[frozenset[Hashable], Moments] = {}
 
     def same(self, tensor: Tensor, view: Hashable, reader: Hashable) -> bool:
         """Note that `reader` sees `tensor`; whether it has been counted already."""
@@ -53,7 +53,7 @@ class Reads:
         """The end of a forward pass: no tensor of it will be read again."""
         self._close(dead_only=False)
 
-    def moments(self, reader: Hashable) -> tuple[frozenset, Moments | None]:
+    def moments(self, reader: Hashable) -> tuple[frozenset[frozenset[Hashable]], Moments | None]:
         """All that `reader` saw, and a key that is equal for layers that saw the same."""
         sets = frozenset(readers for readers in self._sums if reader in readers)
         found = [self._sums[readers] for readers in self._sums if readers in sets]

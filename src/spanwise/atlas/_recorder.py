@@ -1,6 +1,6 @@
 """Forward hooks that sum second moments while data streams through a model."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -78,7 +78,9 @@ class Recorder:
             stack.enter_context(watch_experts(model, experts, self))
 
     def _hook(self, found: LinearMap) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             for side in self.sides:
                 if f"{found.name}::{side}" in self.skipped:
                     continue
@@ -154,7 +156,7 @@ def moved(batch: Any, device: torch.device) -> Any:
     )
 
 
-def _first(args: tuple, kwargs: dict) -> Any:
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
@@ -163,7 +165,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _view(found: LinearMap, side: Side) -> tuple:
+def _view(found: LinearMap, side: Side) -> tuple[Hashable, ...]:
     """How rows are taken from a tensor: two layers share it only if they do so alike."""
     conv = found.module
     if found.kind != "conv":

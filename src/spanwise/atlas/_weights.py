@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from spanwise.layouts import strip_prefixes
 
@@ -32,6 +33,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         stored = self._names[name]
         return tuple(known(stored) if callable(known) else self._tensors[stored].shape)
 
+    @override
     def __contains__(self, name: object) -> bool:
         return name in self._names
 

@@ -14,7 +14,7 @@ from spanwise.cli._shared import Interrupted, Terminal, run_verb
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from spanwise.report import Result
+    from spanwise.report import Figure, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def _reproduce(experiment: "ModuleType", options: Any, argv: list[str], terminal
                 raise
             raise ValueError(f"a run of {options.slug} stopped: {error.reason}") from error
         file = result.save(folder / f"{options.slug}.json")
-        figures = []
+        figures: list[Figure] = []
         try:
             figures = draw_panels(experiment.PANELS, result)
             save_panels(experiment.PANELS, result, file.with_suffix(".svg"))

@@ -75,7 +75,8 @@ def python_docs() -> TextData:
             "this interpreter ships without pydoc_data, the text behind help(). "
             "Install the full standard library, or pass your own text files."
         ) from error
-    documents, seen = [], set()
+    documents: list[Document] = []
+    seen: set[str] = set()
     for name in sorted(topics):
         text = topics[name].strip() + "\n"
         # Some topics are the same page under two names.

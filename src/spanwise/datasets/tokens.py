@@ -18,10 +18,10 @@ class ByteTokenizer:
     pad_token_id = 0
     eos_token_id = 1
     unk_token_id = 2
-    bos_token_id = None
+    bos_token_id: int | None = None
     eos_token = "</s>"
     pad_token = "<pad>"
-    chat_template = None
+    chat_template: str | None = None
     vocab_size = 259
     name_or_path = "bytes"
     padding_side = "right"
@@ -36,7 +36,7 @@ class ByteTokenizer:
 
     def __call__(
         self, text: str | Sequence[str], add_special_tokens: bool = False, **_: object
-    ) -> dict[str, list]:
+    ) -> dict[str, list[int] | list[list[int]]]:
         """As `encode`, for one text or several, under the key `input_ids`."""
         if isinstance(text, str):
             return {"input_ids": self.encode(text, add_special_tokens)}

@@ -165,7 +165,8 @@ def teach_all(
     lesson: Lesson, out: Path, line: "LiveLine"
 ) -> tuple[list[dict[str, Any]], list[Shown]]:
     """Every arm, one after the other: rows of a result, and rows of the table."""
-    rows, shown = [], []
+    rows: list[dict[str, Any]] = []
+    shown: list[Shown] = []
     for number, arm in enumerate(ARMS, start=1):
         label = f"{number}/{len(ARMS)} {ARMS[arm]}"
         rate = experiment.RATES[lesson.settings.new][arm]

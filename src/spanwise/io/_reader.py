@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.errors import CorruptFileError
 from spanwise.io._header import NAMES, Slot, read_header
@@ -97,6 +98,7 @@ class FileReader(TensorReader):
     def __len__(self) -> int:
         return len(self._slots)
 
+    @override
     def __contains__(self, name: object) -> bool:
         return name in self._slots  # the mixin's would read the tensor
 
@@ -138,6 +140,7 @@ class MappingReader(TensorReader):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    @override
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 

@@ -61,6 +61,12 @@ class CellError(RuntimeError):
         self.reason = reason
 
 
+Waiting = queue.SimpleQueue[tuple[str, Cell]]
+"""Cells to run, each with its name in the cache."""
+Answers = queue.SimpleQueue[tuple[str, Record | CellError]]
+"""What came of them, by name."""
+
+
 def cores() -> int:
     """Cores that this process may use."""
     try:
@@ -138,7 +144,7 @@ class Workers:
         """Records of `cells`, in order; see `run_cells`."""
         keys = [_key(self.target, cell) for cell in cells]
         found = {key: self._cached(key) for key in dict.fromkeys(keys)}
-        waiting: queue.SimpleQueue[tuple[str, Cell]] = queue.SimpleQueue()
+        waiting: Waiting = queue.SimpleQueue()
         missing = {k: c for k, c in zip(keys, cells, strict=True) if found[k] is None}
         for item in missing.items():
             waiting.put(item)
@@ -147,7 +153,7 @@ class Workers:
         total = self.done + len(missing)
         while len(self._children) < min(self.count, len(missing)):
             self._children.append(_Child(self.target))
-        answers: queue.SimpleQueue[tuple[str, Record | CellError]] = queue.SimpleQueue()
+        answers: Answers = queue.SimpleQueue()
         for child in self._children:
             child.start(waiting, answers)
         self._tell(total)
@@ -209,12 +215,12 @@ class _Child:
             start_new_session=True,
         )
 
-    def start(self, waiting: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+    def start(self, waiting: Waiting, answers: Answers) -> None:
         """Serve one round of cells in the background."""
         self.thread = threading.Thread(target=self.serve, args=(waiting, answers), daemon=True)
         self.thread.start()
 
-    def serve(self, waiting: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+    def serve(self, waiting: Waiting, answers: Answers) -> None:
         """Feed cells to the process until none waits; runs in a thread of the parent."""
         while True:
             try:

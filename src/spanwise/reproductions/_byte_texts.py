@@ -53,7 +53,7 @@ def byte_text(name: str) -> ByteText:
 
 def _ids(data: TextData, indices: "list[int] | range") -> Int16[Tensor, " n"]:
     """The documents' bytes, shifted as the tokenizer shifts them, an end of text after each."""
-    parts = []
+    parts: list[Tensor] = []
     end = torch.tensor([ByteTokenizer.eos_token_id], dtype=torch.int16)
     for index in indices:
         text = data.documents[index].text.encode("utf-8", "replace")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from spanwise.io.runs import RunFolder
 from spanwise.training.reporting import Reporter, clock, percent, short, size
@@ -68,11 +69,13 @@ class Progress(TrainerCallback):
         """Over all steps so far, evaluations and saves left out."""
         return self._tokens * self._total_steps / max(self._total_seconds, 1e-9)
 
+    @override
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock, unless it runs since an earlier step."""
         if self._started is None:
             self._started = time.perf_counter()
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the step's loss on its device; reading it each time would wait for the GPU."""
         loss = self.trainer.step_loss
@@ -89,6 +92,7 @@ class Progress(TrainerCallback):
             self._seconds += time.perf_counter() - (self._started or 0.0)
             self._started = None
 
+    @override
     def on_log(
         self,
         args: Any,
@@ -127,6 +131,7 @@ class Progress(TrainerCallback):
             parts.append(f"{clock(left)} left")
         self._report.live("  ".join(parts))
 
+    @override
     def on_evaluate(
         self,
         args: Any,
@@ -147,6 +152,7 @@ class Progress(TrainerCallback):
             self.share = self._outside()
         self._event("eval", step=state.global_step, losses=self.latest, outside=self.share)
 
+    @override
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the checkpoint."""
         self._event("checkpoint", step=state.global_step)
@@ -211,12 +217,14 @@ class StopOnSignal(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop after this step if asked to."""
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
 
+    @override
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The same after an evaluation, which may have taken the signal."""
         if state.global_step:

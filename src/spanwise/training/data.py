@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from spanwise.datasets import ByteTokenizer, Document, TextData
 
@@ -118,7 +119,7 @@ def pack(
     )
 
 
-class Stream(Dataset):
+class Stream(Dataset[dict[str, Tensor]]):
     """The sequences of a whole run in order: every pass over the text in its own permutation.
 
     One item after another for `length` items, whatever a step takes, so that the order depends
@@ -139,6 +140,7 @@ class Stream(Dataset):
     def __len__(self) -> int:
         return self.length
 
+    @override
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         passes, place = divmod(index, len(self.blocks))
         if passes not in self._orders:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.optim import METHODS, OURS, param_groups, plan_state_bytes
@@ -154,6 +155,7 @@ class _Meter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         self.now -= self._known.pop(key)
 
+    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self.see, result)

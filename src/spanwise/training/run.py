@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, default_data_collator
+from typing_extensions import override
 
 from spanwise.io.runs import RunFolder
 from spanwise.optim import state_bytes
@@ -224,6 +225,7 @@ def _bare(optimizer: Any) -> torch.optim.Optimizer:
 
 
 class _MustBeSharded(TrainerCallback):
+    @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not is_sharded(kwargs["model"]):
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from typing_extensions import override
 
 from spanwise.training.checkpoints import publish, rotate, staging_folder
 from spanwise.training.config import TrainConfig
@@ -56,12 +57,14 @@ class RunTrainer(Trainer):
         self.step_loss: Tensor | None = None
         """Sum over the passes of the step in progress; the progress callback collects it."""
 
+    @override
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Our optimizer on the model, with the parameters' names."""
         if self.optimizer is None:
             self.optimizer = self._make_optimizer(self.model if model is None else model)
         return self.optimizer
 
+    @override
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass."""
         loss = super().training_step(model, *args, **kwargs)
@@ -77,6 +80,7 @@ class RunTrainer(Trainer):
             for name, blocks in self.texts.items()
         }
 
+    @override
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """`losses` under the Trainer's names, told to the callbacks."""
         metrics = {f"eval_{name}_loss": loss for name, loss in self.losses().items()}
@@ -85,9 +89,11 @@ class RunTrainer(Trainer):
         )
         return metrics
 
+    @override
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
+    @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, step = Path(str(self.args.output_dir)), self.state.global_step
         # The parent writes wherever `_get_output_dir` says: into the staging folder.
