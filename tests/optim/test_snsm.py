@@ -546,6 +546,25 @@ def test_state_bytes_are_exactly_as_predicted(options, shape):
     assert predicted == state_bytes(optimizer)
 
 
+@pytest.mark.parametrize(
+    ("method", "group", "options"),
+    [
+        (SNSM, {"rank": 4}, {}),
+        (AdamSN, {"subset_size": "heuristics"}, {"betas": (0.0, 0.999)}),
+        (SNSM, {"rank": 4}, {"second_moment": "none", "bias_correction": False}),
+    ],
+)
+def test_plain_groups_are_counted_with_the_moments_that_they_keep(method, group, options):
+    w, plain = matrix(12, 8, dtype=torch.float32), matrix(5, 7, dtype=torch.float32)
+    optimizer = method([{"params": [w], **group}, {"params": [plain]}], **options)
+    predicted = optimizer.report().state_bytes
+    for p in (w, plain):
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert predicted == state_bytes(optimizer)
+    assert ("rank 4 right" in optimizer.report().table()) == (method is SNSM)
+
+
 def test_a_dead_neuron_makes_no_nan_even_without_epsilon():
     for eps in (1e-6, 0.0):
         grads, w = gradients(9, 6, 4), matrix(9, 6)
@@ -737,7 +756,7 @@ class TestBadInput:
             SNSM(self.groups(subset_size="heuristics"))
 
     def test_nothing_to_treat(self):
-        with pytest.raises(ValueError, match="has nothing to"):
+        with pytest.raises(ValueError, match=r"no parameter group has a subset_size.*rank=None"):
             AdamSN(self.groups())
 
     def test_rank_above_the_shorter_side(self):

@@ -51,6 +51,8 @@ class GroupedOptimizer(Optimizer):
     """Values that this class takes, where they are fewer or others than the engine's."""
     needs_rank: ClassVar[bool] = True
     """Whether the method works in a subspace, so that its groups must have a rank."""
+    group_key: ClassVar[str] = "rank"
+    """The option by which a group asks to be treated, for messages."""
     fixed: ClassVar[tuple[str, ...]] = ("rank", "side", "basis")
     """Group keys that give the state its shapes: a checkpoint must agree on them."""
 
@@ -87,8 +89,9 @@ class GroupedOptimizer(Optimizer):
         super().__init__(params, defaults)
         if not any(self.is_projected(group) for group in self.param_groups):
             raise ValueError(
-                f"{type(self).__name__} has nothing to project: no parameter group has a rank. "
-                "Use spanwise.optim.param_groups(model, rank=128), or torch.optim.AdamW."
+                f"{type(self).__name__} has nothing to project: no parameter group has a "
+                f"{self.group_key}. Use spanwise.optim.param_groups(model, "
+                f"rank={128 if self.needs_rank else None}), or torch.optim.AdamW."
             )
         self.set_constraints(**rules)
 
@@ -330,6 +333,11 @@ class GroupedOptimizer(Optimizer):
             return rank * (rows + cols) + 2 * rank * rank
         own, other = (rows, cols) if side == "left" else (cols, rows)
         return rank * own + 2 * rank * other + (options["residual"] != "drop")
+
+    @classmethod
+    def plain_numbers(cls, numel: int, options: Mapping[str, Any]) -> int:
+        """Numbers of state kept for a tensor of a plain group."""
+        return 2 * numel
 
     def report(self) -> OptimizerReport:
         """What is projected, guarded and left plain, and the bytes of optimizer state."""

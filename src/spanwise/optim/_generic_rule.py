@@ -98,6 +98,11 @@ class WholeMoments(SubspaceOptimizer):
     `momentum`: none, or any other for an average of gradients; `second_moment` likewise.
     """
 
+    @classmethod
+    def plain_numbers(cls, numel: int, options: Mapping[str, Any]) -> int:
+        """Numbers of state kept for a tensor of a plain group."""
+        return numel * (has_momentum(options) + has_second_moment(options))
+
     def _plain_step(self, group: dict[str, Any], members: list[Member]) -> None:
         batches: dict[float, list[Member]] = {}
         for member in members:

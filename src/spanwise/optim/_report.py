@@ -91,7 +91,7 @@ class OptimizerReport:
         width = max(len(row.name) for row in self.rows)
         lines = [str(self)]
         for row in self.rows:
-            where = f"rank {row.rank} {row.side}" if row.kind == "projected" else row.kind
+            where = f"rank {row.rank} {row.side}" if row.rank is not None else row.kind
             guard = f"  guarded: {'+'.join(row.guarded)}" if row.guarded else ""
             shape = "x".join(map(str, row.shape))
             lines.append(
@@ -111,7 +111,7 @@ def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
             frozen = constraint is not None and constraint.frozen
             adamw = 2 * p.numel() * p.element_size()
             rank = side = None
-            state = adamw
+            state = optimizer.plain_numbers(p.numel(), group) * p.element_size()
             treated = optimizer.is_projected(group)
             if treated:
                 size = optimizer._state_dtype(p).itemsize
@@ -120,6 +120,8 @@ def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
                 options = {**group, "rank": rank}
                 numbers = optimizer.state_numbers(*member.matrix_shape, options)
                 state = size * member.stack * numbers
+                if not group["rank"]:  # a method without a subspace
+                    rank = side = None
             kind: Kind = "frozen" if frozen else "projected" if treated else "plain"
             if frozen and treated:
                 state = 0

@@ -370,6 +370,7 @@ class AdamSN(SNSM):
 
     method = "adamsn"
     needs_rank: ClassVar = False
+    group_key: ClassVar = "subset_size"
 
     def __init__(
         self,
