@@ -31,8 +31,10 @@ from spanwise.optim._residual import recover_
 from spanwise.optim._rows import RowProjector, coordinates_inside
 from spanwise.optim._rules import adam_
 
-# Projected gradients and directions of one fused call live at once; this bounds them.
-_CHUNK_NUMBERS = 2**24
+# Projected gradients and directions of one fused call live at once. On a GPU a few large calls
+# are best; on a CPU what is still in the cache is.
+_CHUNK_NUMBERS = {"cpu": 2**19}
+_CHUNK_NUMBERS_ELSEWHERE = 2**24
 
 
 @dataclass
@@ -207,7 +209,8 @@ class SubspaceOptimizer(RefreshingOptimizer):
             chunk.append(member)
             rank = group["rank"] or min(member.matrix_shape)
             numbers += member.stack * max(member.matrix_shape) * rank
-            if numbers >= _CHUNK_NUMBERS:
+            kind = member.parameter.device.type
+            if numbers >= _CHUNK_NUMBERS.get(kind, _CHUNK_NUMBERS_ELSEWHERE):
                 yield chunk
                 chunk, numbers = [], 0
         if chunk:

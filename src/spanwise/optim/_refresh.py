@@ -150,7 +150,7 @@ class RefreshingOptimizer(GroupedOptimizer):
                 state.pop("row_scale", None)
                 if scale is not None:
                     state["row_scale"] = scale.to(self._state_dtype(member.parameter))
-            new[side], state[key] = found, found.to(state[key].dtype)
+            new[side], state[key] = found, found.to(state[key].dtype).contiguous()
         if not fresh:
             self._transfer(group, state, old, new)
         state["refreshed"].copy_(state["step"])

@@ -195,9 +195,6 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:
         super()._refresh(group, member, state, g)
-        for key in ("basis_left", "basis_right"):
-            if key in state:  # one memory order with its slopes, which the fused kernels need
-                state[key] = state[key].contiguous()
         for key in (*MEMORY[group["proj_optimizer"]], "proj_step"):
             state[key].zero_()  # they belong to the basis before
 

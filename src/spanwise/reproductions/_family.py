@@ -90,7 +90,7 @@ Make = Callable[[list[nn.Parameter], Group, float, Settings], Optimizer]
 """(matrices, group of the rest, rate of the matrices, settings) -> optimizer of both."""
 
 
-def _projected(method: type[Optimizer], **options: Any) -> Make:
+def _projected(method: Callable[..., Optimizer], **options: Any) -> Make:
     def make(matrices: list[nn.Parameter], rest: Group, rate: float, s: Settings) -> Optimizer:
         base = {"rank": s.rank, "refresh_every": s.refresh_every, "scale": s.scale}
         group = {"params": matrices, "lr": rate, **base, **options}

@@ -123,3 +123,59 @@ EXPERIMENT = _Frontier(
     panels=PANELS,
 )
 run, figure = EXPERIMENT.run, EXPERIMENT.figure
+
+
+PAGES = {
+    "galore_randomized": ("galore", "methods/galore2.md"),
+    "grass_topr": ("grass", "methods/grass.md"),
+    "grass_sampled": ("grass-sampled", "methods/grass.md"),
+    "grasswalk": ("grasswalk", "methods/grasswalk-grassjump.md"),
+    "grassjump": ("grassjump", "methods/grasswalk-grassjump.md"),
+    "osd": ("osd", "methods/online-subspace-descent.md"),
+    "snsm": ("snsm", "methods/subset-norm-subspace-momentum.md"),
+    "snsm_rows": ("snsm-rows", "methods/subset-norm-subspace-momentum.md"),
+    "adamsn": ("adamsn", "methods/subset-norm-subspace-momentum.md"),
+    "adamw": ("adamw", None),
+    "muon": ("muon", None),
+    "apollo": ("apollo", None),
+    "fira": ("fira", None),
+}
+"""Arm -> its anchor on the page that compares them, and its own page."""
+
+TIMED = {"galore_randomized": "galore", "grass_topr": "grass", "grass_sampled": "grass",
+         "adamw": "adamw_fused"}  # fmt: skip
+"""Arm -> its row in results/benchmarks/optimizers.json, where that has another name."""
+
+
+def table(result: Result, timings: Mapping[str, Mapping[str, float]]) -> str:
+    """The comparison as Markdown, best loss first, with an anchor for every row.
+
+    Args:
+        result: The committed run.
+        timings: Rows of `results/benchmarks/optimizers.json`.
+    """
+    lines = [
+        "| optimizer | rate | loss, nats/byte | against AdamW, 95 % | state | step, LLaMA-60M |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    whole = arm_mean(result.rows, "adamw", "matrix_state_bytes") or 1.0
+    order = sorted(result.arms, key=lambda arm: arm_mean(result.rows, arm, "loss") or 9e9)
+    for arm in order:
+        anchor, page = PAGES[arm]
+        name = result.arms[arm]
+        label = f"[{name}]({page})" if page else name
+        against = "—"
+        if arm != "adamw":
+            found = against_zero("", excess(result.rows, arm, "adamw"), unit="%")
+            against = "diverged"
+            if found.value is not None:
+                against = f"{found.value:+.1f} % [{found.low:+.1f}, {found.high:+.1f}]"
+        loss, state = (arm_mean(result.rows, arm, k) for k in ("loss", "matrix_state_bytes"))
+        time = timings.get(TIMED.get(arm, arm), {}).get("over_adamw_fused")
+        lines.append(
+            f'| <a id="{anchor}"></a>{label} | {result.chosen[arm]:g} | '
+            f"{'diverged' if loss is None else f'{loss:.3f}'} | {against} | "
+            f"{100 * (state or 0.0) / whole:.0f} % | "
+            f"{'—' if time is None else f'{time:.2g} x'} |"
+        )
+    return "\n".join(lines)
