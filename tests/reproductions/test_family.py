@@ -119,7 +119,7 @@ def test_online_descent_is_judged_for_the_rate_that_tuning_preferred():
     module = reproductions.load("online-subspace-descent")
     losses = {"galore_randomized": around(2.0), "osd": around(2.1), "osd_paper": around(1.95)}
     sweep = [{"arm": arm, "rate": 1.0, "loss": values[0]} for arm, values in losses.items()]
-    assert holds(module.EXPERIMENT.checks(rows(losses), tuple(sweep))) == [True, True, True]
+    assert holds(module.judge(rows(losses), tuple(sweep))) == [True, True, True]
     assert holds(module.judge(rows(losses, stall=1.5))) == [False, False, False]
 
 
@@ -137,9 +137,9 @@ def test_the_frontier_judges_the_best_small_arm_of_the_tuning_seeds():
     state = dict.fromkeys(module.ARMS, 300) | {"adamw": 900, "adamsn": 500}
     losses = {arm: around(2.1) for arm in module.ARMS} | {"adamw": around(2.0)}
     losses |= {"adamsn": around(1.8), "grasswalk": around(2.0), "apollo": around(1.999)}
-    assert module.lowest(rows(losses), module.small(rows(losses, state=state))) == "grasswalk"
+    assert family.best_of(rows(losses), module.small(rows(losses, state=state))) == "grasswalk"
     fresh = rows(losses, state=state)
-    checks = module.EXPERIMENT.checks(fresh, fresh)
+    checks = module.judge(fresh, fresh)
     assert [c.statement for c in checks] == [
         "GrassWalk exceeds AdamW's loss by less than 1 percent",
         "GrassWalk exceeds APOLLO's loss by less than 1 percent",
@@ -154,7 +154,7 @@ def test_the_committed_result_is_of_this_code_s_settings_and_fixed_its_criterion
     assert result.matches(module.Settings())
     assert result.criterion == module.CRITERION
     assert result.criterion_commit
-    again = module.EXPERIMENT.checks(result.rows, result.sweep)
+    again = module.judge(result.rows, result.sweep)
     assert holds(again) == [check.holds for check in result.verdict.checks]
 
 

@@ -4,6 +4,7 @@ One cell function for all: an arm that two experiments share is trained once, si
 cells are kept by what they are and not by who asked.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from spanwise.reproductions._byte_lm import (
     sweep_and_judge,
     train,
 )
+from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,8 +252,8 @@ class Experiment:
     """The module's file, whose history dates the criterion."""
     arms: Mapping[str, str]
     """Names in `MAKE`, and what people read."""
-    judge: Callable[[tuple[Row, ...]], list[Check]]
-    """The parts of the criterion, from the fresh rows."""
+    judge: Callable[[tuple[Row, ...], tuple[Row, ...]], list[Check]]
+    """The parts of the criterion, from the fresh rows; the sweep may choose whom they judge."""
     notes: Callable[[tuple[Row, ...], Mapping[str, float]], Sequence[str]] = lambda sweep, best: ()
     """What the numbers alone do not say, from the sweep and the chosen rates."""
     panels: tuple[Panel, ...]
@@ -303,7 +305,7 @@ class Experiment:
             sweep=tuning.rows,
             chosen=tuning.best,
             verdict=Verdict.of(
-                self.checks(rows, tuning.rows),
+                self.judge(rows, tuning.rows),
                 fresh_seeds=s.seeds,
                 tuning_seeds=s.tuning_seeds,
                 untuned=[self.arms[arm] for arm in tuning.untuned],
@@ -314,14 +316,39 @@ class Experiment:
             **provenance(self.file, self.criterion),
         )
 
-    def checks(self, rows: tuple[Row, ...], sweep: tuple[Row, ...]) -> list[Check]:
-        """The parts of the criterion; an experiment may let the sweep choose whom they judge."""
-        return self.judge(rows)
-
     def figure(self, result: Result, axes: "Sequence[Axes]") -> None:
         """Draw the panels on axes of your own."""
         for ax, panel in zip(axes, self.panels, strict=True):
             panel.draw(ax, result)
+
+
+def usual_panels(who: str) -> tuple[Panel, Panel]:
+    """The two pictures that every paper has: loss against the rate, and against bytes."""
+    return (
+        Panel(
+            draw_rates,
+            alt=f"Validation loss against learning rate for {who}.",
+            caption="Loss against the rate; a dot marks the rate that each arm was judged at.",
+        ),
+        Panel(
+            draw_memory,
+            alt="Validation loss of every fresh seed against bytes of optimizer state.",
+            caption="Every fresh seed (dots) and the mean (bar) against the bytes of state. Arms "
+            "of equal state stand side by side.",
+        ),
+    )
+
+
+def best_of(sweep: Sequence[Row], arms: Sequence[str]) -> str:
+    """The arm with the lowest loss on the tuning seeds; the first where there was no sweep."""
+    lowest = {
+        arm: min(
+            (r["loss"] for r in sweep if r["arm"] == arm and r["loss"] is not None),
+            default=math.inf,
+        )
+        for arm in arms
+    }
+    return min(arms, key=lambda arm: lowest[arm])
 
 
 def labels(*arms: str) -> dict[str, str]:

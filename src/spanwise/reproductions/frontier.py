@@ -34,17 +34,6 @@ RIVALS = ("adamw", "muon", "apollo", "fira")
 ARMS = labels(*RIVALS, *OURS)
 
 
-def lowest(rows: tuple[Row, ...], arms: tuple[str, ...]) -> str:
-    """The arm with the lowest loss in `rows`."""
-    best = {
-        arm: min(
-            (r["loss"] for r in rows if r["arm"] == arm and r["loss"] is not None), default=9e9
-        )
-        for arm in arms
-    }
-    return min(best, key=lambda arm: best[arm])
-
-
 def small(rows: tuple[Row, ...]) -> tuple[str, ...]:
     """Arms of ours that keep at most a third of AdamW's state for the matrices."""
     bound = (arm_mean(rows, "adamw", "matrix_state_bytes") or 0.0) / 3
@@ -52,8 +41,10 @@ def small(rows: tuple[Row, ...]) -> tuple[str, ...]:
     return tuple(arm for arm, size in held.items() if size is not None and size <= bound + 1)
 
 
-def judge(rows: tuple[Row, ...], arm: str = "grassjump", rival: str = "fira") -> list[Check]:
-    """The two parts of the criterion for `arm` against AdamW and the low-rank `rival`."""
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
+    """The two parts of the criterion for the small arm that the tuning seeds preferred."""
+    arm = family.best_of(sweep, small(sweep or rows))
+    rival = family.best_of(sweep, ("fira", "apollo"))
     return [
         against_zero(
             f"{ARMS[arm]} exceeds AdamW's loss by less than 1 percent",
@@ -64,13 +55,6 @@ def judge(rows: tuple[Row, ...], arm: str = "grassjump", rival: str = "fira") ->
             excess(rows, arm, rival), high=1.0, unit="%",
         ),
     ]  # fmt: skip
-
-
-class _Frontier(family.Experiment):
-    """Judges the arm that the tuning seeds preferred."""
-
-    def checks(self, rows: tuple[Row, ...], sweep: tuple[Row, ...]) -> list[Check]:
-        return judge(rows, lowest(sweep, small(sweep)), lowest(sweep, ("fira", "apollo")))
 
 
 def notes(sweep: tuple[Row, ...], best: Mapping[str, float]) -> tuple[str, ...]:
@@ -111,7 +95,7 @@ PANELS = (
         caption="The same losses against the processor time of a step of this small model.",
     ),
 )
-EXPERIMENT = _Frontier(
+EXPERIMENT = family.Experiment(
     slug="frontier",
     title=TITLE,
     claim=CLAIM,

@@ -34,7 +34,7 @@ ARMS = {
 }
 
 
-def judge(rows: tuple[Row, ...]) -> list[Check]:
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
     """The three parts of the criterion on the fresh rows.
 
     A run that diverged gives no interval: its part of the criterion fails.

@@ -1,8 +1,7 @@
 """Grass: Adam on selected rows of the gradient, near GaLore's loss without its products."""
 
-from spanwise.report import Check, Panel, Row, arm_mean
+from spanwise.report import Check, Row, arm_mean
 from spanwise.reproductions import _family as family
-from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 from spanwise.reproductions._family import (
     PRESETS,
     Settings,
@@ -38,7 +37,7 @@ model of this size would show only the interpreter's.
 ARMS = labels("adamw", "galore_randomized", "grass_topr", "grass_sampled")
 
 
-def judge(rows: tuple[Row, ...]) -> list[Check]:
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
     """The four parts of the criterion on the fresh rows."""
     state = {arm: arm_mean(rows, arm, "matrix_state_bytes") or 0.0 for arm in ARMS}
     return [
@@ -61,18 +60,7 @@ def judge(rows: tuple[Row, ...]) -> list[Check]:
     ]  # fmt: skip
 
 
-PANELS = (
-    Panel(
-        draw_rates,
-        alt="Validation loss against learning rate for AdamW, GaLore and two kinds of Grass.",
-        caption="Loss against the rate; a dot marks the rate that each arm was judged at.",
-    ),
-    Panel(
-        draw_memory,
-        alt="Validation loss of every fresh seed against bytes of optimizer state.",
-        caption="Every fresh seed (dots) and the mean (bar) against the bytes of state.",
-    ),
-)
+PANELS = family.usual_panels("AdamW, GaLore and two kinds of Grass")
 EXPERIMENT = family.Experiment(
     slug="grass",
     title=TITLE,

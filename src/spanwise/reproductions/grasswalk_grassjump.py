@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from spanwise.report import Check, Panel, Row
+from spanwise.report import Check, Row
 from spanwise.reproductions import _family as family
-from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 from spanwise.reproductions._family import (
     PRESETS,
     Settings,
@@ -41,7 +40,7 @@ ARMS = labels(
 )  # fmt: skip
 
 
-def judge(rows: tuple[Row, ...]) -> list[Check]:
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
     """The four parts of the criterion on the fresh rows."""
     return [
         against_zero(
@@ -71,20 +70,7 @@ def notes(sweep: tuple[Row, ...], best: Mapping[str, float]) -> tuple[str, ...]:
     )
 
 
-PANELS = (
-    Panel(
-        draw_rates,
-        alt="Validation loss against learning rate for AdamW, GaLore, GrassWalk, GrassJump and "
-        "their ablations.",
-        caption="Loss against the rate; a dot marks the rate that each arm was judged at.",
-    ),
-    Panel(
-        draw_memory,
-        alt="Validation loss of every fresh seed against bytes of optimizer state.",
-        caption="Every fresh seed (dots) and the mean (bar) against the bytes of state. Arms of "
-        "equal state stand side by side.",
-    ),
-)
+PANELS = family.usual_panels("AdamW, GaLore, GrassWalk, GrassJump and their ablations")
 EXPERIMENT = family.Experiment(
     slug="grasswalk-grassjump",
     title=TITLE,

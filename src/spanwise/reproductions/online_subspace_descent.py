@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from spanwise.report import PALETTE, Check, Panel, Result, Row
 from spanwise.reproductions import _family as family
-from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 from spanwise.reproductions._family import (
     PRESETS,
     Settings,
@@ -46,8 +45,9 @@ ARMS = labels("adamw", "galore_randomized", "osd", "osd_paper")
 OURS = ("osd", "osd_paper")
 
 
-def judge(rows: tuple[Row, ...], arm: str = "osd") -> list[Check]:
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
     """The three parts of the criterion on the fresh rows, for the arm that tuning preferred."""
+    arm = family.best_of(sweep, OURS)
     stalls = [row["stall"] for row in rows if row["arm"] == arm and row.get("stall")]
     return [
         against_zero(
@@ -93,17 +93,7 @@ def draw_captured(ax: "Axes", result: Result) -> None:
 
 
 PANELS = (
-    Panel(
-        draw_rates,
-        alt="Validation loss against learning rate for AdamW, GaLore and both kinds of Online "
-        "Subspace Descent.",
-        caption="Loss against the rate; a dot marks the rate that each arm was judged at.",
-    ),
-    Panel(
-        draw_memory,
-        alt="Validation loss of every fresh seed against bytes of optimizer state.",
-        caption="Every fresh seed (dots) and the mean (bar) against the bytes of state.",
-    ),
+    *family.usual_panels("AdamW, GaLore and both kinds of Online Subspace Descent"),
     Panel(
         draw_captured,
         alt="Share of the gradient's energy in the bases over the steps of training.",
@@ -113,21 +103,7 @@ PANELS = (
 )
 
 
-class _OnlineExperiment(family.Experiment):
-    """Judges the arm that the tuning seeds preferred."""
-
-    def checks(self, rows: tuple[Row, ...], sweep: tuple[Row, ...]) -> list[Check]:
-        lowest = {
-            arm: min(
-                (r["loss"] for r in sweep if r["arm"] == arm and r["loss"] is not None),
-                default=float("inf"),
-            )
-            for arm in OURS
-        }
-        return judge(rows, min(OURS, key=lambda arm: lowest[arm]))
-
-
-EXPERIMENT = _OnlineExperiment(
+EXPERIMENT = family.Experiment(
     slug="online-subspace-descent",
     title=TITLE,
     claim=CLAIM,

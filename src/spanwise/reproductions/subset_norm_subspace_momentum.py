@@ -1,8 +1,7 @@
 """Subset norms and subspace momentum: AdamW's loss with a fifth of its state."""
 
-from spanwise.report import Check, Panel, Row, arm_mean
+from spanwise.report import Check, Row, arm_mean
 from spanwise.reproductions import _family as family
-from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 from spanwise.reproductions._family import (
     PRESETS,
     Settings,
@@ -36,7 +35,7 @@ Not reproduced: otherwise. The paper's half of the tokens at 1B is out of reach 
 ARMS = labels("adamw", "galore_randomized", "adamsn", "snsm", "snsm_rows")
 
 
-def judge(rows: tuple[Row, ...]) -> list[Check]:
+def judge(rows: tuple[Row, ...], sweep: tuple[Row, ...] = ()) -> list[Check]:
     """The four parts of the criterion on the fresh rows."""
     state = {arm: arm_mean(rows, arm, "matrix_state_bytes") or 0.0 for arm in ARMS}
     return [
@@ -59,19 +58,7 @@ def judge(rows: tuple[Row, ...]) -> list[Check]:
     ]  # fmt: skip
 
 
-PANELS = (
-    Panel(
-        draw_rates,
-        alt="Validation loss against learning rate for AdamW, GaLore, AdamSN and SNSM.",
-        caption="Loss against the rate; a dot marks the rate that each arm was judged at. Sums "
-        "over a row make the good rate of subset norms larger than Adam's.",
-    ),
-    Panel(
-        draw_memory,
-        alt="Validation loss of every fresh seed against bytes of optimizer state.",
-        caption="Every fresh seed (dots) and the mean (bar) against the bytes of state.",
-    ),
-)
+PANELS = family.usual_panels("AdamW, GaLore, AdamSN and SNSM")
 EXPERIMENT = family.Experiment(
     slug="subset-norm-subspace-momentum",
     title=TITLE,
