@@ -97,9 +97,7 @@ def recover_(
         beta1, beta2 = group["betas"]
         norm = norm * ((1 - beta1**age) / math.sqrt(1 - beta2**age))
     if limit is not None:
-        most = limit * previous
-        held = (norm > most) & (previous > _TINY)
-        cut = torch.where(held, most / torch.where(held, norm, 1), 1)
+        cut = torch.where(previous > _TINY, (limit * previous / norm).clamp_(max=1), 1)
         phi = phi * cut[..., None, None]
         norm = norm * cut
     previous.copy_(torch.where(torch.isfinite(norm), norm, previous))

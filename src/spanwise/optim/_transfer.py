@@ -1,5 +1,6 @@
 """What happens to Adam's moments when the basis under them changes."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,12 +55,13 @@ def project_aware_(
         Robert et al., "LDAdam: Adaptive optimization from low-dimensional gradient
         statistics", 2025, algorithm 1.
     """
-    c1, c2 = 1 - betas[0] ** step, 1 - betas[1] ** step
-    variance = exp_avg_sq / c2 - (exp_avg / c1).square()
+    # c2 drawn into the bracket: v' = |(C*C)(v - k m^2) + k m'^2| with k = c2 / c1^2.
+    k = (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2
+    variance = torch.addcmul(exp_avg_sq, exp_avg, exp_avg, value=-k)
     rotated = _apply(left, exp_avg, right)
     squares = [None if c is None else c.square() for c in (left, right)]
     spread = _apply(squares[0], variance, squares[1])
-    exp_avg_sq.copy_(((spread + (rotated / c1).square()).abs()).mul_(c2))
+    torch.addcmul(spread, rotated, rotated, value=k, out=exp_avg_sq).abs_()
     exp_avg.copy_(rotated)
 
 
