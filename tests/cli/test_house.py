@@ -1,6 +1,7 @@
 """The command line's habits: help, nearest names, exit codes, one-line errors, shared flags."""
 
 import json
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -256,3 +257,19 @@ def test_a_warning_is_a_line_without_a_place_in_our_code(capsys):
         assert cli.guarded(call, prog="spanwise x") == 0
     assert capsys.readouterr().err == "spanwise x: warning: the rank was lowered to 3.\n"
     assert warnings.showwarning is before
+
+
+def test_an_impatient_ctrl_c_after_the_last_line_is_ignored(monkeypatch, capsys):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spanwise.cli.doctor.main", stop)
+    monkeypatch.setattr(sys, "argv", ["spanwise", "doctor"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert cli.main(["doctor"]) == 130
+        assert signal.getsignal(signal.SIGINT) is before  # called from Python: not ours to change
+        assert cli.main() == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -64,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"spanwise {__version__}")
         return 0
-    return dispatch(VERBS, arguments, prog="spanwise", page=help_page())
+    code = dispatch(VERBS, arguments, prog="spanwise", page=help_page())
+    if argv is None and code > 128:
+        from spanwise.cli._signals import ignore_ctrl_c
+
+        ignore_ctrl_c()
+    return code
 
 
 def help_page() -> str:

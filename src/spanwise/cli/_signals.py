@@ -34,6 +34,11 @@ def unwinding_on_sigterm() -> Iterator[None]:
         signals.signal(signals.SIGTERM, signals.SIG_DFL)
 
 
+def ignore_ctrl_c() -> None:
+    """For a process that is about to end: one more Ctrl-C would only print a traceback."""
+    signals.signal(signals.SIGINT, signals.SIG_IGN)
+
+
 def exit_code(stop: BaseException) -> int:
     """128 and the number of the signal behind `stop`: 143 for SIGTERM, 130 for Ctrl-C."""
     link: BaseException | None = stop
