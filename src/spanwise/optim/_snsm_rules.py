@@ -1,12 +1,14 @@
 """What one matrix of `SNSM` keeps, and how its numerator and denominator come about."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spanwise.optim._constraint import Constraint
 from spanwise.optim._generic_rule import correction, has_momentum, has_second_moment
 from spanwise.optim._groups import Member
 from spanwise.optim._refresh import Projector, Side
@@ -45,28 +47,49 @@ def correction_of(group: Mapping[str, Any], step: float) -> float:
     return correction(step, group["betas"], momentum=first, second_moment=has_second_moment(group))
 
 
-def update_denominator(
-    group: Mapping[str, Any], state: dict[str, Any], g: Tensor, subsets: Subsets
-) -> Tensor | None:
-    """Update the second moments; sqrt(v) + eps for each subset, or None without them."""
-    if "exp_avg_sq" not in state:
-        return None
-    v, beta = state["exp_avg_sq"], group["betas"][1]
-    squares = subsets.means_of_squares if group["normalize"] == "mean" else subsets.sums_of_squares
+@dataclass
+class Matrix:
+    """One parameter within one step."""
+
+    member: Member
+    state: dict[str, Any]
+    projector: Projector | None
+    constraint: Constraint | None
+    g: Tensor
+    """Stored gradient in the state's dtype, `(*stack, rows, cols)`, held to the constraint."""
+    subsets: Subsets
+
+
+def update_denominators(
+    group: Mapping[str, Any], matrices: Sequence[Matrix]
+) -> list[Tensor] | list[None]:
+    """Update the second moments; sqrt(v) + eps for each subset, or None without them.
+
+    All at once: the vectors are short, and a call for each would cost more than its arithmetic.
+    """
+    if not has_second_moment(group) or not matrices:
+        return [None] * len(matrices)
+    mean, beta, eps = group["normalize"] == "mean", group["betas"][1], group["eps"]
+    vs = [m.state["exp_avg_sq"] for m in matrices]
+    squares = [
+        (m.subsets.means_of_squares if mean else m.subsets.sums_of_squares)(m.g, v.dtype)
+        for m, v in zip(matrices, vs, strict=True)
+    ]
     if beta < 1:
-        v.lerp_(squares(g, v.dtype), 1 - beta)
+        torch._foreach_lerp_(vs, squares, 1 - beta)
     else:
-        v.add_(squares(g, v.dtype))
-    denominator = v.sqrt().add_(group["eps"])
-    if group["eps"] == 0:  # 0 / 0 where no gradient ever was
-        denominator.clamp_(min=torch.finfo(v.dtype).tiny)
-    return denominator
+        torch._foreach_add_(vs, squares)
+    denominators = list(torch._foreach_sqrt(vs))
+    torch._foreach_add_(denominators, eps)
+    if eps == 0:  # 0 / 0 where no gradient ever was
+        for d in denominators:
+            d.clamp_(min=torch.finfo(d.dtype).tiny)
+    return denominators
 
 
-def update_numerator(
-    group: Mapping[str, Any], state: dict[str, Any], g: Tensor, projector: Projector | None
-) -> tuple[Tensor, Tensor | None]:
+def update_numerator(group: Mapping[str, Any], matrix: Matrix) -> tuple[Tensor, Tensor | None]:
     """Update the momentum; (base, pull) with numerator = base - lift(pull), pull = R - u."""
+    state, g, projector = matrix.state, matrix.g, matrix.projector
     if "exp_avg" not in state:
         return g, None
     u, beta = state["exp_avg"], group["betas"][0]

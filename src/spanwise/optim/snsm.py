@@ -18,15 +18,16 @@ from spanwise.optim._groups import (
     resolve_side,
 )
 from spanwise.optim._options import CommonOptions
-from spanwise.optim._refresh import SIDES, Projector, Side
+from spanwise.optim._refresh import SIDES, Side
 from spanwise.optim._snsm_rules import (
+    Matrix,
     change_of,
     correction_of,
     divided,
     has_subsets,
     has_subspace,
     subsets_for,
-    update_denominator,
+    update_denominators,
     update_numerator,
 )
 from spanwise.optim._subset_norm import subsets_of
@@ -281,41 +282,37 @@ class SNSM(WholeMoments):
     # -- the step -------------------------------------------------------------------------
 
     def _projected_step(self, group: dict[str, Any], members: list[Member]) -> None:
-        # One parameter at a time, while its gradient is in the cache.
-        for member in members:
-            state = self.state[member.parameter]
-            projector = None
-            if has_subspace(group):
-                projector = self._advance(group, member)
-                if projector is None:
-                    continue
-            else:
-                constraint = self._constraints.get(member.name, member.parameter)
-                if constraint is not None and constraint.frozen:
-                    continue
-                if "step" not in state:
-                    self._init_state(group, member, state)
-            state["step"] += 1
-            self._move(group, member, state, projector)
+        # Chunks of as many numbers as the gradients have: constrained ones are copies.
+        for chunk in self._chunks({**group, "rank": None}, members):
+            matrices = [m for member in chunk if (m := self._begin(group, member)) is not None]
+            denominators = update_denominators(group, matrices)
+            for matrix, denominator in zip(matrices, denominators, strict=True):
+                self._move(group, matrix, denominator)
 
-    def _move(
-        self,
-        group: dict[str, Any],
-        member: Member,
-        state: dict[str, Any],
-        projector: Projector | None,
-    ) -> None:
+    def _begin(self, group: dict[str, Any], member: Member) -> Matrix | None:
+        """One parameter's gradient and subspace; None if the parameter must wait."""
+        state, projector = self.state[member.parameter], None
+        constraint = self._constraints.get(member.name, member.parameter)
+        if has_subspace(group):
+            projector = self._advance(group, member)
+            if projector is None:
+                return None
+        elif constraint is not None and constraint.frozen:
+            return None
+        elif "step" not in state:
+            self._init_state(group, member, state)
+        state["step"] += 1
+        g, dtype = self._gradient(member, full=True), self._state_dtype(member.parameter)
+        g = g if g.dtype == dtype else g.to(dtype)
+        return Matrix(member, state, projector, constraint, g, subsets_for(group, member))
+
+    def _move(self, group: dict[str, Any], matrix: Matrix, denominator: Tensor | None) -> None:
         """W <- W - rate (base - lift(pull)) / denominator, then decay."""
-        p, dtype = member.parameter, self._state_dtype(member.parameter)
-        constraint = self._constraints.get(member.name, p)
-        g = self._gradient(member, full=True)
-        if g.dtype != dtype:
-            g = g.to(dtype)
-        rate = self._rate(group, state) * correction_of(group, float(state["step"]))
+        member, projector, subsets = matrix.member, matrix.projector, matrix.subsets
+        p, constraint = member.parameter, matrix.constraint
+        rate = self._rate(group, matrix.state) * correction_of(group, float(matrix.state["step"]))
         decay = float(group["lr"]) * group["weight_decay"]
-        subsets = subsets_for(group, member)
-        denominator = update_denominator(group, state, g, subsets)
-        base, pull = update_numerator(group, state, g, projector)
+        base, pull = update_numerator(group, matrix)
         if pull is not None and projector is not None and denominator is not None:
             inside = divided(pull, denominator, subsets, projector)
             if inside is None:
@@ -323,7 +320,7 @@ class SNSM(WholeMoments):
                 projector.lift_add_(base, pull, -1.0)
             pull = inside
         w = _writable_matrix(p, member.layout)
-        in_place = w is not None and w.dtype == dtype and constraint is None
+        in_place = w is not None and w.dtype == base.dtype and constraint is None
         target = w if w is not None and in_place else torch.zeros_like(base)
         if denominator is None:
             target.add_(base, alpha=-rate)
