@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.optim._engine import SubspaceOptimizer, _by_dtype
 from spanwise.optim._groups import Member
@@ -99,10 +100,12 @@ class WholeMoments(SubspaceOptimizer):
     """
 
     @classmethod
+    @override
     def plain_numbers(cls, numel: int, options: Mapping[str, Any]) -> int:
         """Numbers of state kept for a tensor of a plain group."""
         return numel * (has_momentum(options) + has_second_moment(options))
 
+    @override
     def _plain_step(self, group: dict[str, Any], members: list[Member]) -> None:
         batches: dict[float, list[Member]] = {}
         for member in members:

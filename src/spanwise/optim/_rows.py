@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.linalg.bases import orthonormalize
 from spanwise.optim._constraint import SideConstraint
@@ -280,6 +281,7 @@ def _rank(values: Tensor, matrix: Tensor) -> int:
 class GatheredRows(RowProjector):
     """The same selection, of gradients whose chosen rows alone are at hand."""
 
+    @override
     def gather(self, g: Float[Tensor, "*batch a b"]) -> Float[Tensor, "*batch a b"]:
         """`g` itself: what `grass_linear_` left of the gradient."""
         return g

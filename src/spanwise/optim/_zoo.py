@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.layouts import strip_prefixes
@@ -66,12 +67,14 @@ class MuonWithAdamW(Optimizer):
             part.step()
         return loss
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; with a `rank` it goes to Muon."""
         super().add_param_group(param_group)
         if self._parts is not None:
             self._divide()
 
+    @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Loading, copying and unpickling replace the groups and the state that the parts share.
         super().__setstate__(state)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
 from spanwise.optim._bases import BasisKind
@@ -96,12 +97,14 @@ class Grass(SubspaceOptimizer):
         }  # fmt: skip
         super().__init__(params, own, **common)
 
+    @override
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise if `rho_max` is not above 0."""
         if group["rho_max"] is not None:
             check_number("rho_max", group["rho_max"], 0, above=True)
 
     @classmethod
+    @override
     def state_numbers(cls, rows: int, cols: int, options: Mapping[str, Any]) -> int:
         """Two moments of r rows, r indices (each as large as two numbers), their scale and age."""
         rank = options["rank"]
@@ -112,6 +115,7 @@ class Grass(SubspaceOptimizer):
 
     # -- rows with an age of their own ----------------------------------------------------
 
+    @override
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         state = super()._allocate(group, member)
         if group["moments"] == "keep_common":
@@ -120,6 +124,7 @@ class Grass(SubspaceOptimizer):
             state["row_age"] = torch.zeros(shape, dtype=moment.dtype, device=moment.device)
         return state
 
+    @override
     def _transfer(
         self,
         group: dict[str, Any],
@@ -143,6 +148,7 @@ class Grass(SubspaceOptimizer):
             mask = stays.unsqueeze(-1 if side == "left" else -2)
             state[key] = moment.gather(dim, index).mul_(mask)
 
+    @override
     def _directions(self, group: dict[str, Any], batch: list[Work]) -> list[Tensor]:
         if group["moments"] != "keep_common":
             return super()._directions(group, batch)
@@ -159,6 +165,7 @@ class Grass(SubspaceOptimizer):
             )  # fmt: skip
         return found
 
+    @override
     def _write(self, group: dict[str, Any], work: Work, x: Tensor) -> None:
         decay, rate = group["weight_decay"], self._rate(group, work.state)
         if decay and rate and group["decay"] == "selected":
@@ -218,6 +225,7 @@ class Grass(SubspaceOptimizer):
         self._drop_row_gradients()
         return loss
 
+    @override
     def _has_gradient(self, member: Member) -> bool:
         dense = super()._has_gradient(member)
         if row_gradient(member.parameter) is None:
@@ -230,6 +238,7 @@ class Grass(SubspaceOptimizer):
             )
         return True
 
+    @override
     def _gradient(self, member: Member, *, full: bool) -> Tensor:
         held = row_gradient(member.parameter)
         if held is None:
@@ -237,12 +246,14 @@ class Grass(SubspaceOptimizer):
         # Nothing was chosen from a gradient with a NaN, wherever in the matrix it was.
         return held.values if held.finite else torch.full_like(held.values, math.nan)
 
+    @override
     def _projector(self, member: Member, state: dict[str, Any]) -> Projector:
         projector = super()._projector(member, state)
         if row_gradient(member.parameter) is None or not isinstance(projector, RowProjector):
             return projector
         return GatheredRows(projector.rows, projector.side, projector.size, projector.scale)
 
+    @override
     def _find_basis(
         self,
         group: dict[str, Any],
@@ -257,11 +268,13 @@ class Grass(SubspaceOptimizer):
             return super()._find_basis(group, member, g, side, old, kind)
         return held.projector.rows, held.projector.scale
 
+    @override
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, those of `grass_linear_` included."""
         super().zero_grad(set_to_none)
         self._drop_row_gradients()
 
+    @override
     def set_constraints(self, **rules: Any) -> None:
         """Replace what updates avoid and stay within; rows are chosen anew at the next step."""
         super().set_constraints(**rules)

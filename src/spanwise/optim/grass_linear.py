@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from spanwise.layouts import LinearMap, linear_maps
 from spanwise.optim._groups import Member
@@ -32,12 +33,14 @@ class GrassLinear(nn.Linear):
 
     _slot: "_Slot | None" = None
 
+    @override
     def forward(self, input: Tensor) -> Tensor:
         """`input @ weight.T + bias`."""
         if self._slot is None or not torch.is_grad_enabled() or not self.weight.requires_grad:
             return F.linear(input, self.weight, self.bias)
         return _forward(self, input, self._slot)
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_slot"}
 
@@ -58,6 +61,7 @@ class _Use:
 
 class _RowBackward(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, slot: "_Slot"
     ) -> Tensor:
@@ -67,6 +71,7 @@ class _RowBackward(torch.autograd.Function):
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
+    @override
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (dy,) = grads
         ctx.slot.close(ctx.use)

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Unpack
 
+from typing_extensions import override
+
 from spanwise.layouts import stored_matrix
 from spanwise.optim._engine import SubspaceOptimizer
 from spanwise.optim._grassmann_bases import WALK_ANGLE
@@ -22,6 +24,7 @@ class GrassmannOptimizer(SubspaceOptimizer):
         "norm_growth_limit": "growth_limit",
     }
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; SubTrack++'s switches `adaptive_optimizer`, `recovery_scaling` are known."""
         group = dict(param_group)
@@ -32,6 +35,7 @@ class GrassmannOptimizer(SubspaceOptimizer):
             group["growth_limit"] = None
         super().add_param_group(group)
 
+    @override
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise if `walk_angle` is out of range; warn where a walk has nowhere to go.
 

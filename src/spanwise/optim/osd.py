@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
 from spanwise.optim._engine import SubspaceOptimizer, Work
@@ -139,10 +140,12 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
 
     # -- options --------------------------------------------------------------------------
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; a group with a `rank` is projected, any other is plain AdamW."""
         super().add_param_group(_from_released_keys(param_group))
 
+    @override
     def check_options(self, group: dict[str, Any]) -> None:
         """Refuse what is out of range, and note the rate that `proj_lr` refers to."""
         for key in ("proj_lr", "alpha", "proj_weight_decay"):
@@ -173,6 +176,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
 
     # -- state ----------------------------------------------------------------------------
 
+    @override
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         p, dtype = member.parameter, self._state_dtype(member.parameter)
         rank, size = self.rank_of(member, group), _basis_size(group, *member.matrix_shape)
@@ -184,6 +188,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         return found
 
     @classmethod
+    @override
     def state_numbers(cls, rows: int, cols: int, options: Mapping[str, Any]) -> int:
         """Numbers of state kept for one projected matrix, counters excluded."""
         rank, size = options["rank"], _basis_size(options, rows, cols)
@@ -191,6 +196,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         shapes |= memory_shapes(options["proj_optimizer"], (size, rank))
         return rank * size + sum(math.prod(shape) for shape in shapes.values())
 
+    @override
     def _refresh(
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:
@@ -198,20 +204,24 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         for key in (*MEMORY[group["proj_optimizer"]], "proj_step"):
             state[key].zero_()  # they belong to the basis before
 
+    @override
     def _transfer(self, group: dict[str, Any], state: dict[str, Any], old: Any, new: Any) -> None:
         # Row and column means of squares have no coordinates to rotate: they stay.
         if group["base"] != "adafactor":
             super()._transfer(group, state, old, new)
 
+    @override
     def _projector(self, member: Member, state: dict[str, Any]) -> DenseProjector:
         return DriftingProjector(state.get("basis_left"), state.get("basis_right"))
 
+    @override
     def looks_beyond(self, group: dict[str, Any]) -> bool:
         """The basis learns from the whole gradient, so it is held to the constraint as a whole."""
         return True
 
     # -- the weight -----------------------------------------------------------------------
 
+    @override
     def _update(self, group: dict[str, Any], batch: list[Work]) -> None:
         if self.compat and group["base"] == "lion":
             for work in batch:
@@ -232,6 +242,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
             update = work.constraint.matrix(update)
         p.add_(update.reshape(p.shape).to(p.dtype))
 
+    @override
     def _directions(self, group: dict[str, Any], batch: list[Work]) -> list[Tensor]:
         if group["base"] == "adamw":
             return super()._directions(group, batch)
@@ -262,6 +273,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         offset = work.member.index if group["stagger"] else 0
         return int(work.state["refreshed"]) >= 0 and t >= 1 and (t + offset) % every == 0
 
+    @override
     def _learn(self, group: dict[str, Any], works: list[Work]) -> None:
         if 0 in (group["alpha"], group["proj_lr"]):
             return

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
 from spanwise.optim._engine import _writable_matrix
@@ -161,6 +162,7 @@ class SNSM(WholeMoments):
 
     # -- groups ---------------------------------------------------------------------------
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; one with a `rank` or `subset_size`, or from `param_groups`, is treated."""
         group = dict(param_group)
@@ -187,6 +189,7 @@ class SNSM(WholeMoments):
             group["side"] = self._side or _default_side(merged["basis"])
         super().add_param_group(group)
 
+    @override
     def _check_group(self, group: dict[str, Any]) -> None:
         betas = tuple(group["betas"])
         if len(betas) == 2 and betas[1] == 1:
@@ -198,6 +201,7 @@ class SNSM(WholeMoments):
             betas = (betas[0], 0.999)  # any valid one: the engine's other checks stand
         super()._check_group({**group, "betas": betas})
 
+    @override
     def check_options(self, group: dict[str, Any]) -> None:
         """Every subset must fit its matrix."""
         names = group.get("param_names") or [f"#{i}" for i in range(len(group["params"]))]
@@ -207,11 +211,13 @@ class SNSM(WholeMoments):
                 size = group["subset_size"]
                 subsets_of(rows, cols, size, ragged=group["ragged"], name=name)
 
+    @override
     def is_projected(self, group: Mapping[str, Any]) -> bool:
         """Whether this group has a subspace or subsets."""
         return has_subspace(group) or has_subsets(group)
 
     @classmethod
+    @override
     def state_numbers(cls, rows: int, cols: int, options: Mapping[str, Any]) -> int:
         """Numbers of state kept for one matrix; an index of a row counts as two."""
         numbers, whole = 0, rows * cols
@@ -230,9 +236,11 @@ class SNSM(WholeMoments):
 
     # -- state ----------------------------------------------------------------------------
 
+    @override
     def _allocate_basis(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         return super()._allocate_basis(group, member) if has_subspace(group) else {}
 
+    @override
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         p, shapes = member.parameter, {}
         if has_subspace(group):
@@ -244,6 +252,7 @@ class SNSM(WholeMoments):
         dtype = self._state_dtype(p)
         return {k: torch.zeros(s, dtype=dtype, device=p.device) for k, s in shapes.items()}
 
+    @override
     def _init_state(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> None:
         # A new rank means new coordinates, but the subsets are the same: their moments stay.
         second = state.get("exp_avg_sq")
@@ -251,6 +260,7 @@ class SNSM(WholeMoments):
         if second is not None:
             state["exp_avg_sq"] = second
 
+    @override
     def refresh_due(self, member: Member, group: dict[str, Any]) -> bool:
         """Whether the basis is to be redrawn: at step 1 and at steps T, 2T, ... counted from 1."""
         if not has_subspace(group):
@@ -264,6 +274,7 @@ class SNSM(WholeMoments):
             offset = member.index * every // sum(len(g["params"]) for g in self.param_groups)
         return int(state["refreshed"]) + 1 < t - (t - offset) % every
 
+    @override
     def _transfer(
         self,
         group: dict[str, Any],
@@ -281,6 +292,7 @@ class SNSM(WholeMoments):
 
     # -- the step -------------------------------------------------------------------------
 
+    @override
     def _projected_step(self, group: dict[str, Any], members: list[Member]) -> None:
         # Chunks of as many numbers as the gradients have: constrained ones are copies.
         for chunk in self._chunks({**group, "rank": None}, members):
@@ -387,6 +399,7 @@ class AdamSN(SNSM):
         )  # fmt: skip
 
     @classmethod
+    @override
     def groups_of(
         cls, model: nn.Module, rank: int, *, plain: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
@@ -394,6 +407,7 @@ class AdamSN(SNSM):
         return param_groups(model, None, plain=plain)
 
     @classmethod
+    @override
     def state_numbers(cls, rows: int, cols: int, options: Mapping[str, Any]) -> int:
         """Numbers of state kept for one matrix."""
         return super().state_numbers(rows, cols, {**options, "momentum": "ema"})
