@@ -182,4 +182,4 @@ def weight_constraint(
     if is_transposed(layout):
         rows, columns = columns, rows
     frozen = any(side is not None and side.free <= 0 for side in (rows, columns))
-    return Constraint(layout, rows=rows, columns=columns, frozen=frozen, sides=sides)  # pyrefly: ignore
+    return Constraint(layout, rows=rows, columns=columns, frozen=frozen, sides=sides)

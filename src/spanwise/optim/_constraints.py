@@ -140,7 +140,7 @@ class Constraints:
         """Hold the biases of all maps, also of those whose weight itself does not train."""
         matched = {"avoid": 0, "within": 0}
         for name in dict.fromkeys(n for a in (avoid, within) if a is not None for n in a.names):
-            found = {
+            found: dict[str, dict[Side, Entry]] = {
                 word: {} if atlas is None else atlas.get(name)
                 for word, atlas in (("avoid", avoid), ("within", within))
             }
@@ -293,7 +293,7 @@ def merge_names(
     Raises:
         ValueError: If neither knows the names.
     """
-    known = {} if model is None else {id(p): n for n, p in model.named_parameters()}
+    known: dict[int, str] = {} if model is None else {id(p): n for n, p in model.named_parameters()}
     named: list[tuple[str, Tensor]] = []
     for group in optimizer.param_groups:
         names = group.get("param_names") or [known.get(id(p)) for p in group["params"]]

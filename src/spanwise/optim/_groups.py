@@ -12,7 +12,7 @@ from spanwise.layouts import LAYOUTS, Layout, linear_maps, stored_matrix, strip_
 from spanwise.optim._options import GALORE_SIDES
 
 
-class ParamGroups(list):
+class ParamGroups(list[dict[str, Any]]):
     """What `param_groups` returns: a plain list of groups that also prints what it holds."""
 
     def __str__(self) -> str:

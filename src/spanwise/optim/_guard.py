@@ -51,7 +51,7 @@ class Guard:
         """Take the guard off again."""
         for handle in self._handles:
             handle.remove()
-        del self._optimizer.spanwise_guard  # pyrefly: ignore
+        del self._optimizer.spanwise_guard  # pyrefly: ignore[missing-attribute]
 
     def _constraint(self, name: str, p: Tensor) -> Constraint:
         constraint = self.constraints.get(name, p)
@@ -133,5 +133,5 @@ def guard(
         raise ValueError(
             "the optimizer is guarded already; call optimizer.spanwise_guard.remove()."
         )
-    optimizer.spanwise_guard = Guard(optimizer, avoid, within, model, bias)  # pyrefly: ignore
+    optimizer.spanwise_guard = Guard(optimizer, avoid, within, model, bias)  # pyrefly: ignore[missing-attribute]
     return optimizer

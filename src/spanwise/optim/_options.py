@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from spanwise.atlas import Atlas
 from spanwise.optim._constraint import BiasRule
@@ -14,7 +16,7 @@ MOMENT_RULES = ("keep", "rotate", "project_aware", "reset")
 RESIDUALS = ("drop", "scaled", "fira")
 
 
-class CommonOptions(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False, closed=True):
     """Keyword arguments of every optimizer of `spanwise.optim`."""
 
     betas: tuple[float, float]

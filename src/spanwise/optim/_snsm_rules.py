@@ -114,10 +114,10 @@ def divided(
     left, right = "left" in projector.sides, "right" in projector.sides
     selects = isinstance(projector, RowProjector)
     if subsets.kind == "rows" and (selects if left else right):
-        own = denominator.gather(-1, projector.rows) if left else denominator  # pyrefly: ignore
+        own = denominator.gather(-1, projector.rows) if left else denominator  # pyrefly: ignore[missing-attribute]
         return pull.div_(own.unsqueeze(-1))
     if subsets.kind == "columns" and (selects if right else left):
-        own = denominator.gather(-1, projector.rows) if right else denominator  # pyrefly: ignore
+        own = denominator.gather(-1, projector.rows) if right else denominator  # pyrefly: ignore[missing-attribute]
         return pull.div_(own.unsqueeze(-2))
     return None
 

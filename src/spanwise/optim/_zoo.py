@@ -57,7 +57,8 @@ class MuonWithAdamW(Optimizer):
             self._parts.append(_share(adamw, plain, self))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
+    @override
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with each part."""
         loss = None
         if closure is not None:

@@ -209,7 +209,7 @@ class Grass(SubspaceOptimizer):
         return RowProjector(rows, side, projector.size, scale)
 
     @torch.compiler.disable
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; what `grass_linear_` left of the gradients is used up.
 
         Args:

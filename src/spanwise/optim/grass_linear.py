@@ -52,7 +52,7 @@ def _forward(module: GrassLinear, x: Tensor, slot: "_Slot") -> Tensor:
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x = x.to(dtype)
-    return _RowBackward.apply(x, module.weight, module.bias, dtype, slot)  # pyrefly: ignore
+    return _RowBackward.apply(x, module.weight, module.bias, dtype, slot)
 
 
 class _Use:
@@ -62,7 +62,7 @@ class _Use:
 class _RowBackward(torch.autograd.Function):
     @staticmethod
     @override
-    def forward(
+    def forward(  # pyrefly: ignore[bad-override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, slot: "_Slot"
     ) -> Tensor:
         ctx.use = slot.open()
@@ -139,7 +139,7 @@ class _Slot:
         if due and self.refresh == "dense":
             return (dy.mT @ x).to(p.dtype)
         if held is None or (due and held.finite and not held.chosen):
-            p.spanwise_grad = self._start(member, group, dy, x, due)  # pyrefly: ignore
+            p.spanwise_grad = self._start(member, group, dy, x, due)  # pyrefly: ignore[missing-attribute]
             return None
         a, b = _selected(held.projector, dy, x)
         if a.dtype == held.values.dtype:
@@ -223,9 +223,9 @@ class GrassLinears:
         """Make the modules ordinary again; gradients held for them are dropped."""
         self._hook.remove()
         for module in self._modules.values():
-            module.__class__ = nn.Linear  # pyrefly: ignore
+            module.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
             module.__dict__.pop("_slot", None)
-            module.weight.spanwise_grad = None  # pyrefly: ignore
+            module.weight.spanwise_grad = None  # pyrefly: ignore[missing-attribute]
         self._modules = {}
 
 
@@ -317,7 +317,7 @@ def grass_linear_(
         )
     for map_, where in chosen.values():
         map_.module.__class__ = GrassLinear
-        map_.module._slot = _Slot(optimizer, where, refresh, process_group)  # pyrefly: ignore
+        map_.module._slot = _Slot(optimizer, where, refresh, process_group)  # pyrefly: ignore[bad-argument-type]
         map_.parameter.grad = None
         if process_group is not None:
             first = dist.get_global_rank(process_group, 0)
@@ -341,7 +341,7 @@ def _hide_from_ddp(model: nn.Module, converted: set[int]) -> None:
     # What DistributedDataParallel reads when it wraps the model.
     ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     ignored |= {name for name, p in model.named_parameters() if id(p) in converted}
-    model._ddp_params_and_buffers_to_ignore = sorted(ignored)  # pyrefly: ignore
+    model._ddp_params_and_buffers_to_ignore = sorted(ignored)  # pyrefly: ignore[bad-argument-type]
 
 
 @torch.no_grad()

@@ -242,7 +242,8 @@ class SNSM(WholeMoments):
 
     @override
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
-        p, shapes = member.parameter, {}
+        p = member.parameter
+        shapes: dict[str, tuple[int, ...]] = {}
         if has_subspace(group):
             shapes["exp_avg"] = self._coordinates_shape(group, member)
         elif has_momentum(group):
