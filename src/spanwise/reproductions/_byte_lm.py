@@ -185,7 +185,8 @@ def train(
     optimizer = make_optimizer(parts)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, settings))
     generator = torch.Generator().manual_seed(seed)
-    losses, times = [], []
+    losses: list[float] = []
+    times: list[float] = []
     for _ in range(settings.steps):
         batch = windows(text.train, settings.batch, settings.length + 1, generator)
         start = time.process_time()  # of one thread: what other processes take is not counted

@@ -195,7 +195,8 @@ class Captured:
         """Look before the step, while the gradients are there."""
         if step not in self.due:
             return
-        shares, best = [], []
+        shares: list[float] = []
+        best: list[float] = []
         for p in parts[0]:
             state, g = optimizer.state[p], p.grad
             basis, turned = state.get("basis_left"), False

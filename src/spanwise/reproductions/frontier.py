@@ -1,11 +1,15 @@
 """The frontier: every optimizer of the library beside its rivals, loss against bytes and time."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from spanwise.report import Check, Panel, Result, Row, arm_mean
 from spanwise.reproductions import _family as family
 from spanwise.reproductions._byte_lm_figures import draw_against
 from spanwise.reproductions._family import PRESETS, Settings, against_zero, excess, labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["CLAIM", "CRITERION", "PANELS", "PRESETS", "TITLE", "Settings", "figure", "run"]
 
@@ -67,7 +71,7 @@ def notes(sweep: tuple[Row, ...], best: Mapping[str, float]) -> tuple[str, ...]:
     )
 
 
-def draw_bytes(ax, result: Result) -> None:
+def draw_bytes(ax: "Axes", result: Result) -> None:
     """Loss against bytes of state."""
     draw_against(
         ax, result, "matrix_state_bytes", ours=OURS, scale=1e-6,
@@ -75,7 +79,7 @@ def draw_bytes(ax, result: Result) -> None:
     )  # fmt: skip
 
 
-def draw_time(ax, result: Result) -> None:
+def draw_time(ax: "Axes", result: Result) -> None:
     """Loss against the time of a step."""
     draw_against(
         ax, result, "step_ms", ours=OURS, scale=1.0,

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,19 +240,19 @@ def summary(arm: str, seed: int, record: Mapping[str, Any]) -> dict[str, Any]:
     layers = sorted({point["layer"] for point in points})
     kinds = list(dict.fromkeys(point["kind"] for point in points))
 
-    def mean(keep: Any) -> float:
-        return statistics.fmean(point[arm] for point in points if keep(point))
+    def mean(kept: Iterable[Mapping[str, Any]]) -> float:
+        return statistics.fmean(point[arm] for point in kept)
 
     row = {
         "arm": arm,
         "seed": seed,
-        "share": mean(lambda point: True),
-        "early": mean(lambda point: point["step"] in steps[:quarter]),
-        "late": mean(lambda point: point["step"] in steps[-quarter:]),
-        "first_layer": mean(lambda point: point["layer"] == layers[0]),
-        "last_layer": mean(lambda point: point["layer"] == layers[-1]),
+        "share": mean(points),
+        "early": mean(p for p in points if p["step"] in steps[:quarter]),
+        "late": mean(p for p in points if p["step"] in steps[-quarter:]),
+        "first_layer": mean(p for p in points if p["layer"] == layers[0]),
+        "last_layer": mean(p for p in points if p["layer"] == layers[-1]),
         "steps": steps,
-        "by_step": [mean(lambda point, t=t: point["step"] == t) for t in steps],
+        "by_step": [mean(p for p in points if p["step"] == t) for t in steps],
     }
     if arm == "core":
         row |= {
