@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.layouts import Layout, layout_of, stored_matrix, strip_prefixes
@@ -111,6 +112,7 @@ class GroupedOptimizer(Optimizer):
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise if a projected group's own options are bad; a class adds its own checks."""
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; a group with a `rank` is projected, any other is plain AdamW."""
         group = dict(param_group)
@@ -206,7 +208,8 @@ class GroupedOptimizer(Optimizer):
     ) -> None:
         """Replace what updates avoid and stay within; every basis is redrawn at the next step."""
         if avoid is None and within is None:
-            self._constraints, self._rules = Constraints(), {}
+            self._constraints = Constraints()
+            self._rules = {}
         else:
             named = merge_names(self, None)
             self._constraints = Constraints.resolve(named, avoid, within, bias=bias)
@@ -258,10 +261,12 @@ class GroupedOptimizer(Optimizer):
 
     # -- checkpoints and reports ----------------------------------------------------------
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only state and groups; a copy without its constraints would not be guarded.
         return {**self.__dict__, **super().__getstate__(), "_members": {}, "_selected": {}}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; float32 bases and moments of half-precision weights stay float32.
 

@@ -71,7 +71,7 @@ class SubspaceOptimizer(RefreshingOptimizer):
     # and gain nothing, since a step is matrix products and one fused kernel.
     @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -212,7 +212,8 @@ class SubspaceOptimizer(RefreshingOptimizer):
             kind = member.parameter.device.type
             if numbers >= _CHUNK_NUMBERS.get(kind, _CHUNK_NUMBERS_ELSEWHERE):
                 yield chunk
-                chunk, numbers = [], 0
+                chunk = []
+                numbers = 0
         if chunk:
             yield chunk
 

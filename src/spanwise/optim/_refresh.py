@@ -88,7 +88,8 @@ class RefreshingOptimizer(GroupedOptimizer):
         if group["rank"] is None:
             return {}
         p, rank, sizes = member.parameter, self.rank_of(member, group), member.matrix_shape
-        chosen, found = resolve_side(group["side"], *sizes), {}
+        chosen = resolve_side(group["side"], *sizes)
+        found: dict[str, Tensor] = {}
         for side, size in zip(SIDES, sizes, strict=True):
             if chosen not in (side, "full"):
                 continue
