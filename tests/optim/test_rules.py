@@ -43,3 +43,12 @@ def test_compiled_foreach_equals_fused(wd):
 
 def test_no_tensors_is_no_work():
     adam_([], [], [], [], step=torch.tensor(1.0), lr=1.0, betas=(0.9, 0.9), eps=1e-8)
+
+
+def test_moments_of_another_shape_are_refused_before_the_kernel_writes_beyond_them():
+    small, large = torch.zeros(2, 2), torch.zeros(50, 6)
+    for shapes in ((large, large, large, small), (large, large, small, large), (large, small) * 2):
+        with pytest.raises(ValueError, match=r"parameter of shape \(50, 6\).*\(2, 2\)"):
+            adam_(*([t.clone()] for t in shapes), step=torch.tensor(1.0), lr=1.0,
+                  betas=(0.9, 0.9), eps=1e-8)  # fmt: skip
+        assert not large.any()

@@ -10,7 +10,15 @@ from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg import random_basis
-from spanwise.optim import SNSM, AdamSN, AdamSNSM, param_groups, plan_state_bytes, state_bytes
+from spanwise.optim import (
+    SNSM,
+    AdamSN,
+    AdamSNSM,
+    GaLore,
+    param_groups,
+    plan_state_bytes,
+    state_bytes,
+)
 
 F64 = torch.float64
 SHAPES = [(24, 16), (16, 24), (20, 20)]
@@ -722,6 +730,21 @@ class TestBadInput:
     def test_unknown_choices_name_the_known_ones(self, option, value):
         with pytest.raises(ValueError, match=f"{option} must be one of .*; got '{value}'"):
             SNSM(self.groups(rank=2), **{option: value})
+
+    @pytest.mark.parametrize(
+        ("group", "message"),
+        [
+            ({"basis": "rows", "side": "full"}, "selects from one side.*Choose another side"),
+            ({"basis": "rows", "init": "svd"}, "init = 'svd' and basis = 'rows'.*init=None"),
+            ({"basis": "svd", "init": "rows"}, "init = 'rows' and basis = 'svd'"),
+        ],
+    )
+    @pytest.mark.parametrize("method", [SNSM, GaLore])
+    def test_selections_have_one_side_and_do_not_turn_into_dense_bases(
+        self, method, group, message
+    ):
+        with pytest.raises(ValueError, match=message):
+            method(self.groups(rank=2, **group))
 
     def test_unknown_proj_type(self):
         with pytest.raises(ValueError, match=r"proj_type must be one of svd, rsvd, .*got 'std'"):

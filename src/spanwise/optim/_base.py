@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from spanwise.atlas import Atlas
-from spanwise.layouts import Layout, layout_of, stored_matrix, strip_prefixes
+from spanwise.layouts import Layout, layout_of, stored_matrix
 from spanwise.optim._bases import BASES
+from spanwise.optim._checkpoints import check_checkpoint
 from spanwise.optim._constraint import BiasRule
 from spanwise.optim._constraints import Constraints, merge_names
 from spanwise.optim._groups import (
@@ -148,6 +149,7 @@ class GroupedOptimizer(Optimizer):
         }  # fmt: skip
         for key, values in known.items():
             check_choice(key, group[key], values)
+        _check_selecting(group)
         if group["refresh_every"] is not None:
             check_count("refresh_every", group["refresh_every"])
         check_count("refresh_warmup", group["refresh_warmup"], 0)
@@ -271,26 +273,10 @@ class GroupedOptimizer(Optimizer):
         """Load a state; float32 bases and moments of half-precision weights stay float32.
 
         Raises:
-            ValueError: If the saved groups have another rank or side than this optimizer's, or
-                name other parameters.
+            ValueError: If the saved groups have another rank, side or method than this
+                optimizer's, name other parameters, or hold moments of other shapes.
         """
-        for i, (ours, saved) in enumerate(
-            zip(self.param_groups, state_dict["param_groups"], strict=False)
-        ):
-            for key in self.fixed:
-                if ours.get(key) != saved.get(key, ours.get(key)):
-                    raise ValueError(
-                        f"the checkpoint's group {i} has {key} = {saved.get(key)!r}, this "
-                        f"optimizer {ours.get(key)!r}; build it with the checkpoint's {key}, or "
-                        "start without the optimizer's state."
-                    )
-            names = [[strip_prefixes(n) for n in g.get("param_names", ())] for g in (ours, saved)]
-            for here, there in zip(*names, strict=False):
-                if here != there:
-                    raise ValueError(
-                        f"the checkpoint's group {i} has {there} where this optimizer has {here}; "
-                        "build it from the same parameters in the same order."
-                    )
+        check_checkpoint(self, state_dict)  # pyrefly: ignore
         super().load_state_dict(state_dict)
         for group in self.param_groups:  # a checkpoint from before an option existed
             for key, value in self.defaults.items():
@@ -347,3 +333,19 @@ class GroupedOptimizer(Optimizer):
     def report(self) -> OptimizerReport:
         """What is projected, guarded and left plain, and the bytes of optimizer state."""
         return build_report(self)
+
+
+def _check_selecting(group: Mapping[str, Any]) -> None:
+    """Indices of rows have one side, and cannot follow a dense basis or come before one."""
+    basis, init = group["basis"], group["init"]
+    selects = BASES[basis].selects
+    if selects and group["side"] == "full":
+        raise ValueError(
+            f'basis = {basis!r} selects from one side, and side="full" asks for both. Choose '
+            "another side, or a dense basis such as svd."
+        )
+    if init is not None and BASES[init].selects != selects:
+        raise ValueError(
+            f"init = {init!r} and basis = {basis!r} are a selection of rows and a dense basis, and "
+            "one cannot become the other. Choose both of one kind, or init=None."
+        )

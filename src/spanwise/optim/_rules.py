@@ -45,11 +45,21 @@ def adam_(
         eps: Added to the square root of the corrected second moment.
         weight_decay: Decoupled decay, applied before the update.
 
+    Raises:
+        ValueError: If shapes differ: the fused kernel would write beyond the smaller tensor.
+
     Sources:
         Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
     """
     if not params:
         return
+    for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        if not p.shape == g.shape == m.shape == v.shape:
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} has a gradient of {tuple(g.shape)} and "
+                f"moments of {tuple(m.shape)} and {tuple(v.shape)}; all must be equal. Start "
+                "without the state, or give the optimizer back what its state was made for."
+            )
     beta1, beta2 = betas
     if fused_available(params):
         # The kernel walks raw memory: a gradient in another order would update wrong entries.
