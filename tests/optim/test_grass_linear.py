@@ -272,7 +272,10 @@ def test_names_and_state_dict_stay_and_removing_gives_ordinary_modules_back():
 def test_exclude_leaves_modules_alone():
     model = Net()
     optimizer = Grass(param_groups(model, rank=4))
-    assert grass_linear_(model, optimizer, exclude=("mid",)).names == ["up.weight", "down.weight"]
+    handle = grass_linear_(model, optimizer, exclude=("mid",))
+    assert handle.names == ["up.weight", "down.weight"]
+    handle.remove()
+    assert grass_linear_(model, optimizer, exclude="mid").names == ["up.weight", "down.weight"]
 
 
 def test_a_copied_or_unpickled_model_is_an_ordinary_one():
@@ -484,6 +487,52 @@ class TestBadInput:
         with pytest.raises(ValueError, match='refresh="dense" is for one process'):
             grass_linear_(model, Grass(param_groups(model, rank=4)), refresh="dense",
                           process_group=object())  # fmt: skip
+
+
+@pytest.fixture
+def alone():
+    """A process group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_rows_that_a_closure_leaves_are_averaged_as_well(alone, monkeypatch):
+    sent, reduce = [], dist.all_reduce
+
+    def counted(t, *args, **kwargs):
+        sent.append(t.numel())
+        return reduce(t, *args, **kwargs)
+
+    monkeypatch.setattr(dist, "all_reduce", counted)
+    model = Net()
+    optimizer = Grass(param_groups(model, rank=4), lr=1e-2)
+    grass_linear_(model, optimizer, process_group=alone)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, inputs()[0])
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) > 0
+    sent.clear()
+    optimizer.step(closure)
+    assert sent == [4 * 20] * 3
+
+
+def test_removing_lets_ddp_see_the_weights_again(alone):
+    model = Net()
+    optimizer = Grass(param_groups(model, rank=4), lr=1e-2)
+    model._ddp_params_and_buffers_to_ignore = ["mid.weight"]
+    for _ in range(2):
+        handle = grass_linear_(model, optimizer, process_group=alone)
+        assert len(model._ddp_params_and_buffers_to_ignore) == 3
+        handle.remove()
+        assert model._ddp_params_and_buffers_to_ignore == ["mid.weight"]
+    del model._ddp_params_and_buffers_to_ignore
+    grass_linear_(model, optimizer, process_group=alone).remove()
+    assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
 
 
 def seven_steps(rank=0, world=1):

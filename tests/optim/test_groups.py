@@ -46,6 +46,13 @@ def test_target_takes_a_pattern_or_fragments():
     assert names(param_groups(Net(), rank=4, target=["conv"])[0]) == ["conv.weight"]
 
 
+def test_one_string_to_exclude_is_one_fragment_and_not_its_letters():
+    model = nn.ModuleDict({"head": nn.Linear(12, 16), "mix": nn.Linear(16, 12)})
+    projected, rest = param_groups(model, rank=4, exclude="head")
+    assert [name for name, _ in projected["params"]] == ["mix.weight"]
+    assert "head.weight" in [name for name, _ in rest["params"]]
+
+
 def test_frozen_parameters_are_left_out():
     net = Net()
     net.proj.weight.requires_grad_(False)

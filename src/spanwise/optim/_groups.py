@@ -44,7 +44,7 @@ def param_groups(
         target: `"all-linear"` (Linear, Conv1D, convolutions and stacked experts; embeddings
             never), a regular expression that is searched in the parameter's name, or a list of
             name fragments as `TrainingArguments.optim_target_modules` takes them.
-        exclude: Name fragments that are never projected.
+        exclude: Name fragments that are never projected; one string is one fragment.
         min_dim: Leave matrices whose shorter side is below this to AdamW. None: those with a
             shorter side of at most `rank`, for which projecting saves nothing.
         plain: Options of the plain group, such as `{"lr": 3e-4}`.
@@ -58,6 +58,7 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     if rank is not None:
         check_rank(rank)
     smallest = (rank or 1) + 1 if min_dim is None else min_dim

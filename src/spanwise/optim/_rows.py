@@ -1,9 +1,11 @@
 """Row selections: which rows (or columns) of a gradient are kept, and what one does with them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
@@ -310,3 +312,18 @@ class RowGradient:
 def row_gradient(p: Tensor) -> RowGradient | None:
     """The `RowGradient` that a parameter holds, if any."""
     return getattr(p, "spanwise_grad", None)
+
+
+def average_(t: Tensor, group: Any) -> None:
+    """Average `t` over a process group, in place."""
+    dist.all_reduce(t, group=group)
+    t.div_(dist.get_world_size(group))
+
+
+def synchronize(parameters: Iterable[Tensor]) -> None:
+    """Average the rows that these parameters hold over their process groups, once."""
+    for p in parameters:
+        held = row_gradient(p)
+        if held is not None and held.group is not None:
+            average_(held.values, held.group)
+            held.group = None

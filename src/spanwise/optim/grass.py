@@ -14,7 +14,7 @@ from spanwise.optim._engine import SubspaceOptimizer, Work
 from spanwise.optim._groups import Member, resolve_side
 from spanwise.optim._options import CommonOptions, check_number
 from spanwise.optim._refresh import Projector, Side
-from spanwise.optim._rows import SELECTIONS, GatheredRows, RowProjector, row_gradient
+from spanwise.optim._rows import SELECTIONS, GatheredRows, RowProjector, row_gradient, synchronize
 
 
 class Grass(SubspaceOptimizer):
@@ -221,7 +221,13 @@ class Grass(SubspaceOptimizer):
             FloatingPointError: If a gradient at a refresh is not finite and
                 `on_nonfinite="raise"` (before anything changes).
         """
-        loss = super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # After the closure: the rows that it leaves are averaged too.
+        synchronize(p for group in self.param_groups for p in group["params"])
+        super().step()
         self._drop_row_gradients()
         return loss
 

@@ -14,13 +14,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from spanwise.layouts import LinearMap, linear_maps
 from spanwise.optim._groups import Member
 from spanwise.optim._options import check_choice
-from spanwise.optim._rows import RowGradient, RowProjector, row_gradient
+from spanwise.optim._rows import (
+    RowGradient,
+    RowProjector,
+    average_,
+    row_gradient,
+    synchronize,
+)
 from spanwise.optim.grass import Grass
 
 
@@ -158,7 +163,7 @@ class _Slot:
             full = (dy.mT @ x).to(dtype)
             if self.process_group is not None:
                 # The rows that matter are those of the mean gradient, on every process.
-                _average_(full, self.process_group)
+                average_(full, self.process_group)
             # Twelve times faster on a CPU than the norm of largest magnitude; NaN comes through.
             ends = torch.stack(torch.aminmax(full)) if full.numel() else full.flatten()
             finite, empty = bool(torch.isfinite(ends).all()), not bool(ends.any())
@@ -179,25 +184,13 @@ def _selected(projector: RowProjector, dy: Tensor, x: Tensor) -> tuple[Tensor, T
     return dy, x.index_select(1, projector.rows)
 
 
-def _average_(t: Tensor, group: Any) -> None:
-    dist.all_reduce(t, group=group)
-    t.div_(dist.get_world_size(group))
-
-
-def _synchronize(parameters: Iterable[Tensor]) -> None:
-    for p in parameters:
-        held = row_gradient(p)
-        if held is not None and held.group is not None:
-            _average_(held.values, held.group)
-            held.group = None
-
-
 class GrassLinears:
     """The converted modules of a model, as `grass_linear_` returns them."""
 
-    def __init__(self, modules: dict[str, GrassLinear], optimizer: Grass) -> None:
-        self._modules, self._optimizer = modules, optimizer
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+    def __init__(
+        self, model: nn.Module, modules: dict[str, GrassLinear], hidden: Sequence[str]
+    ) -> None:
+        self._model, self._modules, self._hidden = model, modules, hidden
 
     @property
     def names(self) -> list[str]:
@@ -214,14 +207,15 @@ class GrassLinears:
 
     def synchronize(self) -> None:
         """Average the gradients over the process group, once; `optimizer.step` does it too."""
-        _synchronize(module.weight for module in self._modules.values())
-
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.synchronize()
+        synchronize(module.weight for module in self._modules.values())
 
     def remove(self) -> None:
-        """Make the modules ordinary again; gradients held for them are dropped."""
-        self._hook.remove()
+        """Make the modules ordinary again; gradients held for them are dropped.
+
+        A `DistributedDataParallel` around the model goes on leaving these weights alone: wrap the
+        model anew.
+        """
+        _show_to_ddp(self._model, self._hidden)
         for module in self._modules.values():
             module.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
             module.__dict__.pop("_slot", None)
@@ -254,7 +248,7 @@ def grass_linear_(
         refresh: `first` chooses from the first micro-batch and never holds more than one whole
             gradient; `dense` accumulates whole gradients in `weight.grad` on the steps that
             choose, 1 of `refresh_every`, and chooses from their sum.
-        exclude: Fragments of names to leave alone.
+        exclude: Fragments of names to leave alone; one string is one fragment.
         process_group: For data parallelism, such as `torch.distributed.group.WORLD`: chosen rows
             are averaged over it at each step, r n numbers in place of m n, and whole gradients
             where rows are chosen. DDP is told to leave the converted weights alone, which are
@@ -285,6 +279,7 @@ def grass_linear_(
             "reads gradients of selected rows."
         )
     check_choice("refresh", refresh, ("first", "dense"))
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     if process_group is not None and refresh == "dense":
         raise ValueError(
             'refresh="dense" is for one process. With a process_group the first micro-batch of '
@@ -322,10 +317,11 @@ def grass_linear_(
         if process_group is not None:
             first = dist.get_global_rank(process_group, 0)
             dist.broadcast(map_.parameter.detach(), first, group=process_group)
+    hidden: list[str] = []
     if process_group is not None:
-        _hide_from_ddp(model, {id(map_.parameter) for map_, _ in chosen.values()})
+        hidden = _hide_from_ddp(model, {id(map_.parameter) for map_, _ in chosen.values()})
     modules: dict[str, Any] = {name: map_.module for name, (map_, _) in chosen.items()}
-    return GrassLinears(modules, optimizer)
+    return GrassLinears(model, modules, hidden)
 
 
 def _check_single(map_: LinearMap) -> None:
@@ -337,11 +333,24 @@ def _check_single(map_: LinearMap) -> None:
         )
 
 
-def _hide_from_ddp(model: nn.Module, converted: set[int]) -> None:
-    # What DistributedDataParallel reads when it wraps the model.
-    ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    ignored |= {name for name, p in model.named_parameters() if id(p) in converted}
-    model._ddp_params_and_buffers_to_ignore = sorted(ignored)  # pyrefly: ignore[bad-argument-type]
+# What DistributedDataParallel reads when it wraps a model.
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
+
+
+def _hide_from_ddp(model: nn.Module, converted: set[int]) -> list[str]:
+    """Tell DDP to leave the converted weights alone; the names it did not know before."""
+    ignored = set(getattr(model, _IGNORED, ()))
+    hidden = [n for n, p in model.named_parameters() if id(p) in converted and n not in ignored]
+    setattr(model, _IGNORED, sorted(ignored.union(hidden)))
+    return hidden
+
+
+def _show_to_ddp(model: nn.Module, hidden: Sequence[str]) -> None:
+    left = [name for name in getattr(model, _IGNORED, ()) if name not in hidden]
+    if left:
+        setattr(model, _IGNORED, left)
+    elif hidden:
+        delattr(model, _IGNORED)
 
 
 @torch.no_grad()
@@ -362,7 +371,7 @@ def clip_grad_norm_(
         The norm before clipping.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    _synchronize(parameters)
+    synchronize(parameters)
     found = [p.grad for p in parameters if p.grad is not None]
     found += [held.values for p in parameters if (held := row_gradient(p)) is not None]
     norm = torch.nn.utils.get_total_norm(found, error_if_nonfinite=error_if_nonfinite)
