@@ -414,6 +414,20 @@ class TestRecovery:
         assert torch.equal(optimizer.state[w]["residual_norm"], norm)
         assert torch.equal(optimizer.state[w]["basis_left"], basis)
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("residual", ["scaled", "fira"])
+    @pytest.mark.parametrize("limit", [1.01, None])
+    def test_finite_gradients_whose_squares_overflow_move_nothing(self, shape, residual, limit):
+        w = matrix(*shape, dtype=torch.float32)
+        grads = gradients(*shape, 3, dtype=torch.float32)
+        options = {"lr": 1e-2, "residual": residual, "growth_limit": limit, "refresh_every": None}
+        optimizer = run(GrassWalk, w, grads, **options)
+        before, norm = w.detach().clone(), optimizer.state[w]["residual_norm"].clone()
+        w.grad = 1e30 * grads[0]
+        optimizer.step()
+        assert torch.equal(w, before)  # as AdamW, whose second moment is infinite now
+        assert torch.equal(optimizer.state[w]["residual_norm"], norm)
+
     @pytest.mark.parametrize("shape", [(4, 14), (14, 4), (4, 4)])
     def test_is_inert_where_the_subspace_is_everything(self, shape):
         w, twin = matrix(*shape), matrix(*shape)
@@ -640,6 +654,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match="growth_limit must be finite and at least 1"):
             self.make(method, growth_limit=limit)
 
+    @pytest.mark.bad_input
+    @pytest.mark.parametrize("value", ["0.3", "abc", True])
+    @pytest.mark.parametrize(
+        "name", ["walk_angle", "growth_limit", "residual_scale", "lr", "scale", "eps"]
+    )
+    def test_a_number_that_is_none_is_refused_by_name(self, name, value):
+        # "1e-3" from YAML is a string: it would be found out amid a step.
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            self.make(**{name: value})
+
     @pytest.mark.parametrize("value", [0.0, -1.0, math.inf])
     def test_residual_scale(self, value):
         with pytest.raises(ValueError, match="residual_scale must be finite and above 0"):
@@ -659,7 +683,7 @@ class TestBadInput:
 
     def test_recovery_from_selected_rows(self):
         with pytest.raises(ValueError, match="needs a dense orthonormal basis"):
-            self.make(basis="rows")
+            self.make(basis="rows", init=None)
 
     def test_a_walk_with_nowhere_to_go_warns(self):
         with pytest.warns(UserWarning, match="no direction beyond rank = 9.*w"):

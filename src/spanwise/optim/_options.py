@@ -81,8 +81,11 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_number(name: str, value: Any, least: float, *, above: bool = False) -> None:
-    """Raise unless `value` is finite and at least (with `above`: greater than) `least`."""
-    number = float(value)
+    """Raise unless `value` is a finite number and at least (with `above`: above) `least`."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not number < math.inf or number < least or (above and number == least):
         bound = "above" if above else "at least"
         raise ValueError(f"{name} must be finite and {bound} {least:g}, got {value!r}.")

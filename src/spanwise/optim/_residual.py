@@ -32,7 +32,8 @@ def check_residual(group: Mapping[str, Any], *, selects: bool) -> None:
         selects: Whether its bases are selections of rows.
     """
     limit, scale = group["growth_limit"], group["residual_scale"]
-    if limit is not None and (isinstance(limit, bool) or not 1 <= float(limit) < math.inf):
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if limit is not None and not (number and 1 <= limit < math.inf):
         raise ValueError(
             f"growth_limit must be finite and at least 1, or None for no limit, got {limit!r}."
         )
@@ -96,11 +97,15 @@ def recover_(
         # Its O is not corrected for bias, and so neither is the norm that its limiter compares.
         beta1, beta2 = group["betas"]
         norm = norm * ((1 - beta1**age) / math.sqrt(1 - beta2**age))
+    # Finite gradients of 1e20 have squares beyond float32. Adam then makes no step; without this
+    # the residual would be 0 times infinity.
+    sound = torch.isfinite(norm)
+    cut = sound.to(norm.dtype)
     if limit is not None:
-        cut = torch.where(previous > _TINY, (limit * previous / norm).clamp_(max=1), 1)
-        phi = phi * cut[..., None, None]
-        norm = norm * cut
-    previous.copy_(torch.where(torch.isfinite(norm), norm, previous))
+        cut = torch.where(previous > _TINY, (limit * previous / norm).clamp_(max=1), cut)
+        cut = torch.where(sound, cut, 0)
+    phi = phi * cut[..., None, None]
+    previous.copy_(torch.where(sound, norm * cut, previous))
     factor = phi.mul_(-outer / scale)
     x.addcmul_(factor, r, value=-inside)
     return factor
