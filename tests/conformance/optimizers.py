@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -154,6 +155,21 @@ class OptimizerSuite:
         train(model, optimizer, seed=3)
         train(twin, copied, seed=3)
         assert torch.equal(weights(twin), weights(model))
+
+    def test_a_copy_made_under_a_scheduler_steps_itself_and_can_be_pickled(self):
+        # A scheduler replaces the optimizer's `step` by one that is bound to it.
+        model, optimizer = self.build()
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        train(model, optimizer)
+        twin, copied = copy.deepcopy((model, optimizer))
+        loaded, unpickled = pickle.loads(pickle.dumps((model, optimizer)))
+        before = weights(model)
+        train(twin, copied, seed=3)
+        train(loaded, unpickled, seed=3)
+        assert torch.equal(weights(model), before)
+        train(model, optimizer, seed=3)
+        assert torch.equal(weights(twin), weights(model))
+        assert torch.equal(weights(loaded), weights(model))
 
     def test_compiled_step_equals_the_eager_step(self):
         runs = []
