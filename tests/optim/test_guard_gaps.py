@@ -10,7 +10,7 @@ from torch import nn
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, guard, param_groups, project_lora_
+from spanwise.optim import GaLore, GrassWalk, guard, param_groups, project_lora_
 from spanwise.optim._zoo import MuonWithAdamW, muon_groups
 
 
@@ -113,6 +113,26 @@ def test_a_zero_gradient_after_the_atlas_grew_does_not_step_in_the_old_basis():
     a.grad = torch.zeros_like(a)
     optimizer.step()
     assert torch.equal(a, start)
+
+
+@pytest.mark.parametrize("init", ["svd", "jump"])
+def test_a_zero_gradient_is_no_first_basis_of_another_rank(init):
+    # A walk needs no gradient, but with new coordinates it starts as at first: by an SVD.
+    a, e = weight(12, 10), entry("a", rank=8)
+    optimizer = GrassWalk([{"params": [("a", a)], "rank": 3}], init=init, refresh_every=None)
+    take(optimizer)
+    with pytest.warns(UserWarning, match="fewer free directions"):
+        optimizer.set_constraints(avoid=Atlas([e]))
+    start = a.detach().clone()
+    a.grad = torch.zeros_like(a)
+    optimizer.step()
+    assert torch.equal(a, start)
+    a.grad = weight(12, 10, seed=5).detach()
+    optimizer.step()
+    basis = optimizer.state[a]["basis_right"]
+    assert basis.shape == (10, 2)
+    assert int(optimizer.state[a]["refreshed"]) == 3
+    assert leak(e, a - start) < 1e-12
 
 
 def test_guarded_galore_resumes_bitwise():

@@ -54,7 +54,7 @@ class RefreshingOptimizer(GroupedOptimizer):
                 self._refuse(member)
                 return None
             # A zero gradient has no subspace: torch's checkpoint helpers step once with zeros.
-            if largest > 0 or not self._kind(group, state).needs_gradient:
+            if largest > 0 or not self._kind(group, member, state).needs_gradient:
                 self._refresh(group, member, state, g)
             elif constraint is not None and int(state["refreshed"]) < 0 and _has_basis(state):
                 return None  # the basis is from before this constraint, and moments are not zero
@@ -124,16 +124,20 @@ class RefreshingOptimizer(GroupedOptimizer):
                 return RowProjector(rows, side, size, state.get("row_scale"))
         return DenseProjector(state.get("basis_left"), state.get("basis_right"))
 
-    def _kind(self, group: dict[str, Any], state: dict[str, Any]) -> BasisKind:
-        first = group["init"] is not None and not _has_basis(state)
-        return BASES[group["init"] if first else group["basis"]]
+    def _kind(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> BasisKind:
+        first = not _has_basis(state) or self._outgrown(group, member, state)
+        return BASES[group["init"] if first and group["init"] is not None else group["basis"]]
+
+    def _outgrown(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> bool:
+        """Whether a constraint came or went that leaves another rank than the basis has."""
+        held = [state[k] for s in SIDES for k in (f"basis_{s}", f"rows_{s}") if k in state]
+        return any(basis.shape[-1] != self.rank_of(member, group) for basis in held)
 
     def _refresh(
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:
         keys = {s: k for s in SIDES for k in (f"basis_{s}", f"rows_{s}") if k in state}
-        if any(state[key].shape[-1] != self.rank_of(member, group) for key in keys.values()):
-            # A constraint came or went and left another rank: new coordinates, new moments.
+        if self._outgrown(group, member, state):  # new coordinates, new moments
             step = state["step"]
             self._init_state(group, member, state)
             state["step"], state["moments_from"] = step, step.clone()
@@ -141,7 +145,7 @@ class RefreshingOptimizer(GroupedOptimizer):
             if torch.is_tensor(value) and value.is_floating_point() and value.ndim:
                 state[key] = value.to(self._state_dtype(member.parameter))
         fresh = int(state["refreshed"]) < 0 and not _has_basis(state)
-        kind = self._kind(group, state)
+        kind = self._kind(group, member, state)
         old = {side: None if fresh else state[key] for side, key in keys.items()}
         new: dict[Side, Tensor] = {}
         for side, key in keys.items():

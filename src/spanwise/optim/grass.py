@@ -203,7 +203,7 @@ class Grass(SubspaceOptimizer):
         constraint = self._constraints.get(member.name, member.parameter)
         if constraint is not None:
             g = constraint.matrix(g)
-        kind, old, side = self._kind(group, state), projector.rows, projector.side
+        kind, old, side = self._kind(group, member, state), projector.rows, projector.side
         rows, scale = super()._find_basis(group, member, g, side, old, kind)
         scale = None if scale is None else scale.to(self._state_dtype(member.parameter))
         return RowProjector(rows, side, projector.size, scale)
