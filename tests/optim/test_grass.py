@@ -462,3 +462,18 @@ def test_the_papers_group_keys_are_accepted():
 def test_bad_options_are_refused_by_name(group, options, error, message):
     with pytest.raises(error, match=message):
         Grass([{"params": [("w", matrix(8, 6))], **group}], **options)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"update_proj_gap": 3}, r"is a key of groups; as an argument it is refresh_every\)"),
+        ({"selct": "topr"}, "no option 'selct'; its options are lr, select, refresh_every, .*seed"),
+        ({"seed": "x"}, "seed must be an int, got 'x'"),
+        ({"seed": True}, "seed must be an int, got True"),
+    ],
+)
+def test_arguments_that_it_does_not_take_name_those_it_does(options, message):
+    with pytest.raises(TypeError, match=message):
+        Grass([{"params": [matrix(8, 6)], "rank": 2}], **options)

@@ -596,6 +596,21 @@ def test_bfloat16_weights_keep_sums_of_squares_in_float32():
     assert torch.allclose(w.float(), torch.full((4, 1024), -1 / 32), rtol=1e-2)
 
 
+def test_raising_on_nonfinite_refreshes_says_nothing_of_matrices_without_a_subspace():
+    w = matrix(8, 6)
+    optimizer = AdamSN([{"params": [w], "subset_size": "heuristics"}], on_nonfinite="raise")
+    w.grad = torch.full((8, 6), torch.inf, dtype=F64)
+    optimizer.step()  # as AdamW: there is no basis to poison
+    assert int(optimizer.state[w]["step"]) == 1
+    w = matrix(8, 6)
+    optimizer = SNSM([{"params": [("w", w)], "rank": 3}], on_nonfinite="raise")
+    start, w.grad = w.detach().clone(), torch.full((8, 6), torch.inf, dtype=F64)
+    with pytest.raises(FloatingPointError, match="the gradient of w at a basis refresh"):
+        optimizer.step()
+    assert torch.equal(w, start)
+    assert not optimizer.state[w]
+
+
 def test_zero_gradients_decay_and_do_nothing_else():
     w = matrix(8, 6)
     start = w.detach().clone()
@@ -717,6 +732,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match="bias_correction=False"):
             SNSM(self.groups(rank=2), betas=(0.9, 1.0))
 
+    @pytest.mark.bad_input
+    @pytest.mark.parametrize("betas", [0.9, None, (0.9,), "ab"])
+    def test_betas_that_are_no_pair(self, betas):
+        with pytest.raises(ValueError, match=r"betas must be two numbers|betas\[0\] must be in"):
+            SNSM(self.groups(rank=2), betas=betas)
+
     def test_betas_out_of_range(self):
         for betas in [(1.0, 0.9), (0.9, 1.1), (-0.1, 0.9)]:
             with pytest.raises(ValueError, match=r"betas\[.\] must be in \[0, 1\)"):
@@ -751,6 +772,26 @@ class TestBadInput:
             SNSM(self.groups(rank=2, proj_type="std"))
         with pytest.raises(ValueError, match="both 'basis' and its alias 'proj_type'"):
             SNSM(self.groups(rank=2, proj_type="svd", basis="rows"))
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"proj_type": "uniform", "select": "topr"}, "'select' and its alias 'proj_type'"),
+            ({"proj_type": "svd", "svd": "warm"}, "'svd' and its alias 'proj_type'"),
+            ({"approx_svd": True, "svd": "exact"}, "'svd' and its alias 'approx_svd'"),
+            ({"overlap_state": True, "moments": "rotate"}, "'moments' and its alias 'overlap_st"),
+            ({"overlap_state": True, "on_refresh": "rotate"}, "'moments' and its alias 'overlap"),
+            ({"correct_bias": True, "bias_correction": True}, "'bias_correction' and its alias"),
+        ],
+    )
+    def test_both_spellings_of_one_key(self, keys, message):
+        with pytest.raises(ValueError, match=f"a parameter group has both {message}"):
+            SNSM(self.groups(rank=2, **keys))
+
+    def test_matrices_without_entries_have_no_subsets(self):
+        empty = [{"params": [("w", nn.Parameter(torch.ones(0, 4)))], "subset_size": "heuristics"}]
+        with pytest.raises(ValueError, match=r"w \(0 x 4\) has no entries.*a group without rank"):
+            AdamSN(empty)
 
     @pytest.mark.parametrize(
         ("size", "message"),

@@ -1,5 +1,6 @@
 """The bookkeeping under every subspace optimizer: groups, names, constraints, checkpoints."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Unpack
@@ -70,12 +71,11 @@ class GroupedOptimizer(Optimizer):
             key: common[key] for key in CommonOptions.__annotations__ if key in common
         }
         if unknown := sorted(set(common) - set(options)):
-            raise TypeError(
-                f"{type(self).__name__} has no option {unknown[0]!r}; those that all optimizers "
-                f"share are {', '.join(CommonOptions.__annotations__)}."
-            )
+            raise TypeError(self._no_option(unknown[0]))
         on_nonfinite = options.pop("on_nonfinite", "keep")
         check_choice("on_nonfinite", on_nonfinite, ("keep", "raise"))
+        if isinstance(options.get("seed", 0), bool) or not isinstance(options.get("seed", 0), int):
+            raise TypeError(f"seed must be an int, got {options['seed']!r}.")
         if compat is not None:
             check_choice("compat", compat, ("galore_torch",))
         self.seed, self.on_nonfinite, self.compat = options.pop("seed", 0), on_nonfinite, compat
@@ -96,6 +96,13 @@ class GroupedOptimizer(Optimizer):
                 f"rank={128 if self.needs_rank else None}), or torch.optim.AdamW."
             )
         self.set_constraints(**rules)
+
+    def _no_option(self, name: str) -> str:
+        own = [k for k in inspect.signature(type(self).__init__).parameters if k != "self"]
+        ours = self.aliases.get(name)
+        hint = f" ({name} is a key of groups; as an argument it is {ours})" if ours else ""
+        options = ", ".join([*own[1:-1], *CommonOptions.__annotations__])
+        return f"{type(self).__name__} has no option {name!r}{hint}; its options are {options}."
 
     # -- groups ---------------------------------------------------------------------------
 
@@ -134,10 +141,11 @@ class GroupedOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay"):
             check_number(key, group[key], 0)
-        if len(group["betas"]) != 2:
-            raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}.")
-        for i, beta in enumerate(group["betas"]):
-            if not 0 <= beta < 1:
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}.")
+        for i, beta in enumerate(betas):
+            if not isinstance(beta, (int, float)) or not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}.")
         if group["rank"] is not None:
             check_rank(group["rank"])

@@ -118,10 +118,15 @@ def subsets_of(
         name: The parameter, for messages; only with it is there a warning.
 
     Raises:
-        ValueError: If `subset_size` is 0, unknown, or above m n.
+        ValueError: If `subset_size` is 0, unknown, or above m n, or the matrix has no entries.
         TypeError: If it is neither an int nor a string.
     """
     numel = rows * cols
+    if not numel:
+        raise ValueError(
+            f"{name or 'a matrix'} ({rows} x {cols}) has no entries and so no subsets. Move it to "
+            "a group without rank and subset_size."
+        )
     if isinstance(subset_size, str):
         if subset_size != "heuristics":
             raise ValueError(

@@ -20,6 +20,7 @@ from spanwise.optim._groups import (
 )
 from spanwise.optim._options import CommonOptions
 from spanwise.optim._refresh import SIDES, Side
+from spanwise.optim._snsm_keys import default_side, translate
 from spanwise.optim._snsm_rules import (
     Matrix,
     change_of,
@@ -33,15 +34,6 @@ from spanwise.optim._snsm_rules import (
 )
 from spanwise.optim._subset_norm import subsets_of
 from spanwise.optim._transfer import rotate_
-
-# The released code's names for a way to find a subspace, in ours.
-_PROJECTIONS: dict[str, dict[str, Any]] = {
-    "svd": {"basis": "svd", "svd": "exact"},
-    "rsvd": {"basis": "svd", "svd": "randomized"},
-    "uniform": {"basis": "rows", "select": "uniform_nr"},
-    "topk": {"basis": "rows", "select": "topr"},
-    "srht": {"basis": "srht"},
-}
 
 
 class SNSM(WholeMoments):
@@ -167,7 +159,7 @@ class SNSM(WholeMoments):
         """Add a group; one with a `rank` or `subset_size`, or from `param_groups`, is treated."""
         group = dict(param_group)
         resolve_aliases(group, self.aliases)
-        _translate(group)
+        translate(group)
         merged = {**self.defaults, **group}
         if merged["rank"] and merged["momentum"] in ("ema", "none"):
             warnings.warn(
@@ -186,13 +178,13 @@ class SNSM(WholeMoments):
         chosen = self._subset_size if matrices and merged["second_moment"] == "sn" else None
         group.setdefault("subset_size", chosen)
         if "side" not in group:
-            group["side"] = self._side or _default_side(merged["basis"])
+            group["side"] = self._side or default_side(merged["basis"])
         super().add_param_group(group)
 
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
-        betas = tuple(group["betas"])
-        if len(betas) == 2 and betas[1] == 1:
+        betas = group["betas"]
+        if isinstance(betas, (tuple, list)) and len(betas) == 2 and betas[1] == 1:
             if group["bias_correction"]:
                 raise ValueError(
                     "betas[1] = 1 (AdaGrad) with bias_correction=True would multiply every step "
@@ -223,7 +215,7 @@ class SNSM(WholeMoments):
         numbers, whole = 0, rows * cols
         if has_subspace(options):
             rank, basis = options["rank"], options["basis"]
-            side = resolve_side(options["side"] or _default_side(basis), rows, cols)
+            side = resolve_side(options["side"] or default_side(basis), rows, cols)
             own = {"left": rows, "right": cols, "full": rows + cols}[side]
             other = {"left": cols, "right": rows, "full": rank}[side]
             numbers += (2 * rank if basis == "rows" else rank * own) + rank * other
@@ -292,6 +284,11 @@ class SNSM(WholeMoments):
             rotate_(state["exp_avg"], *changes)
 
     # -- the step -------------------------------------------------------------------------
+
+    @override
+    def _refuse_early(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        # Without a subspace there is no refresh: a first gradient is like any other.
+        super()._refuse_early([(g, members) for g, members in work if has_subspace(g)])
 
     @override
     def _projected_step(self, group: dict[str, Any], members: list[Member]) -> None:
@@ -418,25 +415,3 @@ class AdamSNSM(SNSM):
     """`SNSM` with its defaults, under the paper's name for them: Adam with both savings."""
 
     method = "adamsnsm"
-
-
-def _translate(group: dict[str, Any]) -> None:
-    """The released code's group keys that are more than another spelling, in place."""
-    kind = group.pop("proj_type", None)
-    if kind is not None:
-        if kind not in _PROJECTIONS:
-            raise ValueError(f"proj_type must be one of {', '.join(_PROJECTIONS)}; got {kind!r}.")
-        if "basis" in group:
-            raise ValueError(
-                "a parameter group has both 'basis' and its alias 'proj_type'; keep one."
-            )
-        group.update(_PROJECTIONS[kind])
-    if group.pop("approx_svd", False):
-        group["svd"] = "randomized"
-    group.pop("asvd_rank_scale", None)  # columns of its sketch; ours has eight more than r
-    if group.pop("overlap_state", False):
-        group["moments"] = "keep"
-
-
-def _default_side(basis: str) -> str:
-    return "long" if basis == "rows" else "short"
