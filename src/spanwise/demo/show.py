@@ -14,7 +14,7 @@ from spanwise.demo import page, screens
 from spanwise.demo.options import DemoOptions
 from spanwise.demo.screens import Screen, Shown
 from spanwise.io import check_place
-from spanwise.report import Result, Verdict, format_value
+from spanwise.report import Result, format_value
 from spanwise.reproductions import demo as experiment
 from spanwise.reproductions._keeping import Losses, Taught, Watch
 from spanwise.reproductions._lesson import Lesson, Settings, Texts, losses_of, new_model
@@ -266,8 +266,5 @@ def one_seed_result(
         tuple(rows),
         slug="demo",
         preset="one seed" if options.full else "one seed, shorter",
-        verdict=Verdict.of(
-            experiment.judge_rows(rows), fresh_seeds=(options.seed,), tuning_seeds=()
-        ),
         wall_seconds=seconds,
     )

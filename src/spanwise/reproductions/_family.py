@@ -27,7 +27,7 @@ from spanwise.optim import (
     OnlineSubspaceDescent,
 )
 from spanwise.optim._zoo import MuonWithAdamW
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, Verdict, provenance
+from spanwise.report import Check, Metric, Panel, Progress, Result, Row
 from spanwise.reproductions import _peers
 from spanwise.reproductions._byte_lm import (
     ByteLM,
@@ -38,6 +38,7 @@ from spanwise.reproductions._byte_lm import (
     train,
 )
 from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
+from spanwise.reproductions._conclusion import conclude
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -292,29 +293,22 @@ class Experiment:
             + (f"after {s.warmup} steps of warm-up." if s.warmup else "without warm-up."),
             *self.notes(tuning.rows, tuning.best),
         )
-        return Result(
+        return conclude(
             slug=self.slug,
             title=self.title,
             claim=self.claim,
             criterion=self.criterion,
+            file=self.file,
             preset=preset,
             settings=asdict(s),
             data=text.describe(),
             metrics=METRICS,
             arms=dict(self.arms),
             rows=rows,
-            sweep=tuning.rows,
-            chosen=tuning.best,
-            verdict=Verdict.of(
-                self.judge(rows, tuning.rows),
-                fresh_seeds=s.seeds,
-                tuning_seeds=s.tuning_seeds,
-                untuned=[self.arms[arm] for arm in tuning.untuned],
-            ),
+            checks=self.judge(rows, tuning.rows),
             notes=notes,
             wall_seconds=time.perf_counter() - start,
-            peak_bytes=max(r["peak_bytes"] or 0 for r in [*tuning.rows, *rows]) or None,
-            **provenance(self.file, self.criterion),
+            tuning=tuning,
         )
 
     def figure(self, result: Result, axes: "Sequence[Axes]") -> None:

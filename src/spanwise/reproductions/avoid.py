@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spanwise.report import Metric, Panel, Progress, Result, Verdict, provenance
+from spanwise.report import Metric, Panel, Progress, Result
 from spanwise.reproductions import _teach_135m as teaching
+from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
 from spanwise.reproductions._keeping_verdict import judge, tune_and_run
 from spanwise.reproductions._teach_135m import Lesson, Settings
@@ -126,11 +127,12 @@ def run(
         progress=progress,
     )
     old, new = teaching.old_text(settings.model), teaching.new_text(settings.model)
-    return Result(
+    return conclude(
         slug="avoid",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
+        file=__file__,
         preset=preset,
         settings=asdict(settings),
         data={
@@ -145,18 +147,10 @@ def run(
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
-        sweep=tuning.rows,
-        chosen=tuning.best,
-        verdict=Verdict.of(
-            judge(rows, OURS, CONTROLS),
-            fresh_seeds=settings.seeds,
-            tuning_seeds=settings.tuning_seeds,
-            untuned=[ARMS[arm] for arm in tuning.untuned],
-        ),
+        checks=judge(rows, OURS, CONTROLS),
         notes=notes(settings),
         wall_seconds=time.perf_counter() - start,
-        peak_bytes=max(r["peak_bytes"] or 0 for r in [*tuning.rows, *rows]) or None,
-        **provenance(__file__, CRITERION),
+        tuning=tuning,
     )
 
 

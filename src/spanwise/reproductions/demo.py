@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spanwise.report import (
-    Check,
-    Metric,
-    Panel,
-    Progress,
-    Result,
-    Row,
-    Verdict,
-    provenance,
-    run_cells,
-)
+from spanwise.report import Check, Metric, Panel, Progress, Result, Row, Tuning, run_cells
+from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
 from spanwise.reproductions._keeping_verdict import judge, tune_and_run
 from spanwise.reproductions._lesson import Lesson, Settings, Texts
@@ -170,16 +161,8 @@ def run(
         slug=slug,
         title=title,
         preset=preset,
-        sweep=tuning.rows,
-        chosen=tuning.best,
-        verdict=Verdict.of(
-            judge_rows(rows),
-            fresh_seeds=settings.seeds,
-            tuning_seeds=settings.tuning_seeds,
-            untuned=[ARMS[arm] for arm in tuning.untuned],
-        ),
         wall_seconds=time.perf_counter() - start,
-        peak_bytes=max(r["peak_bytes"] or 0 for r in [*tuning.rows, *rows]) or None,
+        tuning=tuning,
     )
 
 
@@ -189,21 +172,33 @@ def judge_rows(rows: Sequence[Row]) -> list[Check]:
 
 
 def result_of(
-    settings: Settings, texts: Texts, rows: tuple[Row, ...], *, title: str = TITLE, **more: Any
+    settings: Settings,
+    texts: Texts,
+    rows: tuple[Row, ...],
+    *,
+    slug: str,
+    title: str = TITLE,
+    preset: str,
+    wall_seconds: float,
+    tuning: Tuning | None = None,
 ) -> Result:
     """A result of this experiment."""
-    return Result(
+    return conclude(
+        slug=slug,
         title=title,
         claim=CLAIM,
         criterion=CRITERION,
+        file=__file__,
+        preset=preset,
         settings=asdict(settings),
         data=texts.describe(),
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
+        checks=judge_rows(rows),
         notes=notes(settings),
-        **provenance(__file__, CRITERION),
-        **more,
+        wall_seconds=wall_seconds,
+        tuning=tuning,
     )
 
 

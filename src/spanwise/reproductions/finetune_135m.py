@@ -18,20 +18,10 @@ from torch.optim import Optimizer
 from spanwise.datasets import load
 from spanwise.layouts import linear_maps
 from spanwise.optim import SNSM, GaLore, GrassJump, state_bytes
-from spanwise.report import (
-    Check,
-    Metric,
-    Panel,
-    Progress,
-    Result,
-    Row,
-    Verdict,
-    arm_mean,
-    provenance,
-    run_cells,
-)
+from spanwise.report import Check, Metric, Panel, Progress, Result, Row, arm_mean, run_cells
 from spanwise.reproductions._byte_lm import sweep_and_judge
 from spanwise.reproductions._byte_lm_figures import draw_against, draw_rates
+from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._family import against_zero, excess
 from spanwise.reproductions._keeping import anywhere, evenly, mean_loss
 from spanwise.training.memory import PeakMemory
@@ -220,11 +210,12 @@ def run(
     )
     peaks = whole_model(s, digest, tuning.best, cache=cache)
     rows = tuple({**row, "whole_model_peak": peaks.get(row["arm"])} for row in rows)
-    return Result(
+    return conclude(
         slug="finetune-135m",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
+        file=__file__,
         preset=preset,
         settings=asdict(s),
         data={
@@ -236,18 +227,10 @@ def run(
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
-        sweep=tuning.rows,
-        chosen=tuning.best,
-        verdict=Verdict.of(
-            judge(rows),
-            fresh_seeds=s.seeds,
-            tuning_seeds=s.tuning_seeds,
-            untuned=[ARMS[arm] for arm in tuning.untuned],
-        ),
+        checks=judge(rows),
         notes=notes(s),
         wall_seconds=time.perf_counter() - start,
-        peak_bytes=max(r["peak_bytes"] or 0 for r in [*tuning.rows, *rows]) or None,
-        **provenance(__file__, CRITERION),
+        tuning=tuning,
     )
 
 

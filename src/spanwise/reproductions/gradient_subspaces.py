@@ -14,18 +14,9 @@ from torch.optim import Optimizer
 
 from spanwise.layouts import linear_maps
 from spanwise.linalg import captured_energy, grassmann
-from spanwise.report import (
-    Check,
-    Metric,
-    Panel,
-    Progress,
-    Result,
-    Row,
-    Verdict,
-    provenance,
-    run_cells,
-)
+from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
 from spanwise.reproductions._byte_lm import ByteLM, Parts, build, load_text, shared, train
+from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._subspace_figures import (
     WALK,
     draw_depth,
@@ -336,18 +327,19 @@ def run(
         for seed, record in zip(s.seeds, records, strict=True)
         for arm in ARMS
     )
-    return Result(
+    return conclude(
         slug="gradient-subspaces",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
+        file=__file__,
         preset=preset,
         settings=asdict(s),
         data=text.describe(),
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
-        verdict=Verdict.of(judge(rows), fresh_seeds=s.seeds),
+        checks=judge(rows),
         notes=(
             f"A random subspace of rank {s.rank} in {s.width} dimensions holds "
             f"{s.rank / s.width:.0%} of any gradient on average.",
@@ -356,8 +348,7 @@ def run(
             needed_note(rows),
         ),
         wall_seconds=time.perf_counter() - start,
-        peak_bytes=max(r["peak_bytes"] or 0 for r in records) or None,
-        **provenance(__file__, CRITERION),
+        processes=records,
     )
 
 
