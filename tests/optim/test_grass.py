@@ -10,7 +10,7 @@ from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, Grass, param_groups, state_bytes
+from spanwise.optim import SNSM, AdamSN, GaLore, Grass, param_groups, state_bytes
 from spanwise.optim._rows import SELECTIONS
 
 SIDES = ["short_left", "short", "long", "left", "right"]
@@ -432,6 +432,79 @@ def test_changing_the_rank_between_runs_is_a_clear_error():
     other = Grass(param_groups(model, rank=3), lr=1e-2)
     with pytest.raises(ValueError, match="rank = 4, this optimizer 3"):
         other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("method", [Grass, SNSM])
+def test_complex_and_sharded_weights_are_refused_by_name(method):
+    class Sharded(nn.Parameter):
+        placements = ()
+
+    for p, error, message in (
+        (nn.Parameter(torch.ones(4, 4, dtype=torch.complex64)), TypeError, "w is complex"),
+        (Sharded(torch.ones(4, 4)), NotImplementedError, r"w is sharded .*Train it on one"),
+    ):
+        with pytest.raises(error, match=message):
+            method([{"params": [("w", p)], "rank": 2}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [Grass, SNSM, AdamSN])
+def test_plain_groups_take_parameters_of_any_number_of_dimensions(method, dtype):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(), (5,), (2, 3, 4), (2, 3, 4, 5), (0, 4), (0,)]
+    plain = [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]
+    keys = {"subset_size": "heuristics"} if method is AdamSN else {"rank": 2}
+    optimizer = method([{"params": [matrix(8, 6, dtype=dtype)], **keys}, {"params": plain}], lr=0.1)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    start = [p.detach().clone() for p in params]
+    predicted = optimizer.report().state_bytes
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g).to(dtype)
+        optimizer.step()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert predicted == state_bytes(optimizer)
+    for p, before in zip(params, start, strict=True):
+        assert torch.isfinite(p).all()
+        assert p.numel() == 0 or not torch.equal(p, before)
+
+
+@pytest.mark.parametrize("method", [Grass, SNSM])
+def test_a_loss_scaler_skips_what_overflowed_and_changes_nothing_else(method):
+    found = []
+    for scaled in (False, True):
+        model = small_model(torch.float64)
+        optimizer = method(param_groups(model, rank=4), lr=1e-2, refresh_every=2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        x = torch.randn(9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for k in range(6):
+            if not scaled and k in (0, 3):
+                continue
+            optimizer.zero_grad()
+            loss = model(x * (k + 1)).square().mean() * (torch.inf if k in (0, 3) else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append(weights(model))
+    assert torch.allclose(*found, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("method", [Grass, SNSM])
+def test_tied_weights_are_trained_once_with_the_gradient_of_both(method):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double()
+    model[2].weight = model[0].weight
+    optimizer = method(param_groups(model, rank=4), lr=1e-2)
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight"]
+    w = model[0].weight
+    alone = nn.Parameter(w.detach().clone())
+    twin = method([{"params": [("0.weight", alone)], "rank": 4}], lr=1e-2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.ones(3, 8, dtype=torch.float64)).square().mean().backward()
+        alone.grad = w.grad.clone()
+        optimizer.step()
+        twin.step()
+    assert torch.equal(w, alone)
 
 
 def test_the_papers_group_keys_are_accepted():

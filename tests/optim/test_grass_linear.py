@@ -285,6 +285,15 @@ def test_a_copied_or_unpickled_model_is_an_ordinary_one():
         assert twin.up.weight.grad is not None
 
 
+def test_rows_that_wait_for_a_step_are_not_pickled_with_the_model(alone):
+    model = Net()
+    grass_linear_(model, Grass(param_groups(model, rank=4)), process_group=alone)
+    loss_of(model, inputs()[0]).backward()
+    twin = pickle.loads(pickle.dumps(model))
+    assert model.up.weight.spanwise_grad is not None
+    assert twin.up.weight.spanwise_grad is None
+
+
 def test_a_copied_optimizer_goes_on_with_dense_gradients():
     _, _, model, optimizer, _ = pair()
     loss_of(model, inputs()[0]).backward()
@@ -433,6 +442,13 @@ def test_a_weight_used_outside_its_module_is_refused_at_the_step():
     with pytest.raises(RuntimeError, match=r"up\.weight has a gradient outside its converted"):
         optimizer.step()
     assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_gradient_of_the_weight_itself_is_refused_with_a_way_out():
+    _, _, model, _, _ = pair()
+    with pytest.raises(RuntimeError, match=r"up\.weight: torch\.autograd\.grad cannot.*remove"):
+        torch.autograd.grad(loss_of(model, inputs()[0]), model.up.weight)
+    assert getattr(model.up.weight, "spanwise_grad", None) is None
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")

@@ -159,6 +159,14 @@ def test_extreme_norms_neither_overflow_nor_stall():
     assert torch.isfinite(line_norms(big, "left")).all()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_small_norms_of_one_matrix_in_a_stack_are_told_apart_too(side):
+    g = torch.randn(3, 6, 5, generator=seeded())
+    g[1] *= 1e-25  # squares are zero in float32
+    expected = g.double().norm(dim=-1 if side == "left" else -2)
+    assert torch.allclose(line_norms(g, side).double(), expected, rtol=1e-6, atol=0)
+
+
 def test_every_row_means_scale_one():
     norms = line_norms(skewed(), "left")
     rows, rho = choose_rows(norms, 30, "multinomial_norm", seeded())

@@ -1,6 +1,6 @@
 """Row selections: which rows (or columns) of a gradient are kept, and what one does with them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ def line_norms(
             norms = _column_norms(g.float())
         else:
             norms = torch.linalg.vector_norm(g, dim=-1, dtype=torch.float32)
-        if norms.numel() and 1e-15 < float(norms.max()) < 1e18:
+        largest = norms.amax(-1) if norms.numel() else norms
+        if bool(((largest > 1e-15) & (largest < 1e18)).all()):  # of each matrix of a stack
             return norms
     return torch.linalg.vector_norm(g, dim=dim, dtype=torch.float64)
 
@@ -307,6 +308,15 @@ class RowGradient:
     """Whether that first gradient was finite; nothing is chosen from one that is not."""
     group: Any = None
     """The process group over which `values` are still to be averaged, if any."""
+
+    @override
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        # An unpickled model has ordinary layers, and no process group can be pickled.
+        return _no_rows, ()
+
+
+def _no_rows() -> None:
+    return None
 
 
 def row_gradient(p: Tensor) -> RowGradient | None:

@@ -92,10 +92,20 @@ class _RowBackward(torch.autograd.Function):
             dx = (flat @ weight.to(dy.dtype)).view(x.shape)
         if ctx.needs_input_grad[2]:
             db = flat.sum(0).to(ctx.bias_dtype)
-        # torch.autograd.grad with respect to other tensors must not touch this weight.
-        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
+        if ctx.needs_input_grad[1] and _is_wanted(ctx.next_functions[1][0], ctx.slot.name):
             dw = ctx.slot.take(flat, rows)
         return dx, dw, db, None, None
+
+
+def _is_wanted(accumulate: Any, name: str) -> bool:
+    """Whether this backward pass is for the weight too: `autograd.grad` may ask for others."""
+    try:
+        return torch._C._will_engine_execute_node(accumulate)
+    except RuntimeError as error:  # autograd.grad of the weight itself
+        raise RuntimeError(
+            f"{name}: torch.autograd.grad cannot return the gradient of a layer converted by "
+            "grass_linear_, which is left as rows. Call backward, or remove() the conversion."
+        ) from error
 
 
 class _Slot:
