@@ -96,3 +96,31 @@ def test_data_and_folder_are_asked_for():
 def test_an_option_of_a_subspace_method_is_none_of_a_rival(option):
     with pytest.raises(ValueError, match="is an option of subspace methods"):
         TrainConfig.flat("60m", data="a", out="r", method="adamw", **option)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.5", 0.5), ("1e-3", 1e-3), ("-2E5", -2e5), ("None", None), ("null", None), ("topr", "topr"),
+     ("true", True), ("[0.9, 0.95]", [0.9, 0.95]), ("7", 7)],
+)  # fmt: skip
+def test_an_option_by_name_is_read_as_what_it_looks_like(text, value):
+    # YAML takes 1e-3 and None for words; one would fail amid a step, the other by a riddle.
+    config = TrainConfig.flat("60m", data="a", out="r", option=(f"walk_angle={text}",))
+    read = config.optimizer.own_options["walk_angle"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"option": ("walk_angle",)}, "option must read NAME=VALUE"),
+        ({"option": ("=1",)}, "option must read NAME=VALUE"),
+        ({"option": ("scale=1", "scale=2")}, "scale is given twice"),
+        ({"option": ("scale=1",), "scale": 2.0}, "scale is given twice"),
+        ({"option": ("betas=[0.9",)}, r"'betas=\[0.9': its value is neither"),
+    ],
+)
+def test_an_option_by_name_that_cannot_be_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.flat("60m", data="a", out="r", **options)

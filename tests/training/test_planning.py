@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spanwise.optim import METHODS, state_bytes
-from spanwise.training import TrainConfig, plan
+from spanwise.training import TrainConfig, plan, train
 from spanwise.training.inputs import Atlases, open_model, open_optimizer
 from spanwise.training.memory import PeakMemory, available
 from spanwise.training.planning import _trace, nbytes
@@ -74,6 +74,45 @@ def test_an_atlas_that_is_missing_says_how_to_make_one():
         plan(TrainConfig.flat("llama-1m", plan=True, avoid="no.atlas.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [
+        ("osd", ("proj_optimizer=sgd", "base=lion")),
+        ("grasswalk", ("residual=drop", "refresh_every=None", "betas=[0.9, 0.95]", "eps=1e-8")),
+    ],
+)
+def test_the_chosen_method_is_planned_with_its_own_options(options, method, chosen):
+    config = config_of(options, method=method, option=chosen)
+    model = open_model(config)
+    optimizer = open_optimizer(config, model, Atlases.open(config, model))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert plan(config)[method].states == state_bytes(optimizer)
+    assert plan(config_of(options))[method].states > state_bytes(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "message"),
+    [
+        ("grasswalk", "walk_angel=0.5", "grasswalk has no option 'walk_angel'. Did you mean 'walk"),
+        ("grasswalk", "walk_angle=2", "walk_angle must be at most pi/2"),
+        ("grasswalk", "walk_angle=wide", "walk_angle must be finite"),
+        ("grass", "svd=exact", "grass has no option 'svd'. It has select"),
+        ("osd", "lr=0.1", "lr has a flag of its own: --lr"),
+        ("osd", "weight_decay=0.1", "weight_decay has a flag of its own: --weight-decay"),
+        ("snsm", "subset_size=[1]", "subset_size must be"),
+    ],
+)
+def test_a_wrong_option_by_name_is_told_by_plan_and_run_alike(options, method, option, message):
+    config = config_of(options, method=method, option=(option,))
+    with pytest.raises(ValueError, match=message):
+        plan(config)
+    with pytest.raises(ValueError, match=message):
+        train(config)
+    assert not config.out.exists()
+
+
 def test_free_memory_is_known_on_linux():
     free = available(torch.device("cpu"))
     assert free is None or free > 1e6
@@ -81,7 +120,7 @@ def test_free_memory_is_known_on_linux():
 
 _MEASURE = """
 import torch
-from spanwise.training import TrainConfig, plan
+from spanwise.training import TrainConfig, plan, train
 from spanwise.training.memory import PeakMemory
 from spanwise.training.inputs import Atlases, open_model, open_optimizer
 config = TrainConfig.flat("llama-10m", plan=True, method="adamw", batch=8, sequence=256)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -132,11 +133,14 @@ class OptimizerOptions:
             chosen["stagger"] = True
         for entry in self.option:
             name, sign, value = entry.partition("=")
-            if not sign or not name.strip():
+            name = name.strip()
+            if not sign or not name:
                 raise ValueError(
                     f"option must read NAME=VALUE, such as walk_angle=0.5; got {entry!r}."
                 )
-            chosen[name.strip()] = yaml.safe_load(value)
+            if name in chosen:
+                raise ValueError(f"{name} is given twice, the second time by {entry!r}; keep one.")
+            chosen[name] = _read(value.strip(), entry)
         return chosen
 
     def rate(self, *, pretrained: bool) -> float:
@@ -314,6 +318,18 @@ def _tidy(key: str, value: Any) -> Any:
     if key in ("out", "avoid", "within", "measure") and isinstance(value, str):
         return Path(value)
     return value
+
+
+def _read(text: str, entry: str) -> Any:
+    """The value of an option of the method: as in YAML, and as in Python where that differs."""
+    if text == "None":
+        return None
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"option {entry!r}: its value is neither a number, a word nor a [list]."
+        ) from error
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:

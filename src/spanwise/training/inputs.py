@@ -1,7 +1,5 @@
 """Everything a run reads, opened and checked before anything is written."""
 
-import difflib
-import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from spanwise.datasets import TextData, load_text
 from spanwise.optim import OURS, build_optimizer, guard
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, pack
-from spanwise.training.planning import load_atlas, resolve_rank
+from spanwise.training.planning import check_own_options, load_atlas, resolve_rank
 from spanwise.zoo import is_pretrained, load_config, load_model, load_tokenizer
 
 
@@ -140,7 +138,6 @@ def open_optimizer(config: TrainConfig, model: PreTrainedModel, atlases: Atlases
         if atlases.avoid is not None or atlases.within is not None:
             guard(optimizer, **constraint)
         return optimizer
-    check_own_options(options.method, options.own_options)
     return build_optimizer(
         options.method,
         model,
@@ -151,20 +148,6 @@ def open_optimizer(config: TrainConfig, model: PreTrainedModel, atlases: Atlases
         **constraint,
         **options.own_options,
     )
-
-
-def check_own_options(method: str, given: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for an option that the method does not have, before weights load."""
-    known = [
-        name
-        for name, parameter in inspect.signature(OURS[method].__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
-            raise ValueError(f"method {method} has no option {name!r}. {hint}")
 
 
 def peak_rate(config: TrainConfig) -> float:
@@ -181,8 +164,7 @@ def check_shape(config: TrainConfig) -> None:
         )
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank, width = resolve_rank(config, shape.hidden_size), shape.hidden_size
-    if config.optimizer.method in OURS:
-        check_own_options(config.optimizer.method, config.optimizer.own_options)
+    check_own_options(config)
     if config.optimizer.method in OURS and config.optimizer.method != "adamsn" and rank >= width:
         raise ValueError(
             f"rank = {rank} is not below the width of {config.model}, {width}: there is nothing "

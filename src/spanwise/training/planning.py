@@ -1,5 +1,7 @@
 """Predicting what a run needs before it runs, on tensors that have a size but no memory."""
 
+import difflib
+import inspect
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,13 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
 from spanwise.atlas import Atlas
-from spanwise.optim import METHODS, OURS, param_groups, plan_state_bytes
+from spanwise.optim import METHODS, OURS, build_optimizer, param_groups, plan_state_bytes
 from spanwise.training.config import TrainConfig
 from spanwise.zoo import load_config
+
+# Options that all methods share and no flag sets, and those that have a flag of their own.
+_SHARED = ("betas", "eps", "clamp_rank", "on_nonfinite")
+_FLAGS = ("lr", "rank", "weight_decay", "seed", "avoid", "within", "bias", "plain_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +65,10 @@ def plan(config: TrainConfig) -> MemoryPlan:
     and activations of one process, not the libraries' own memory or an allocator's slack.
 
     Raises:
-        ValueError: If the model is unknown, or the rank leaves nothing to project.
+        ValueError: If the model or an option of the method is unknown, an option is out of range,
+            or the rank leaves nothing to project.
     """
+    check_own_options(config)
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank = resolve_rank(config, shape.hidden_size)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -107,6 +115,23 @@ def plan(config: TrainConfig) -> MemoryPlan:
 def resolve_rank(config: TrainConfig, width: int) -> int:
     """The rank, or a quarter of the model's width."""
     return config.optimizer.rank or max(1, width // 4)
+
+
+def check_own_options(config: TrainConfig) -> None:
+    """Raise `ValueError` for an option that the method does not have, before anything is read."""
+    method, given = config.optimizer.method, config.optimizer.own_options
+    if method not in OURS:
+        return
+    parameters = inspect.signature(OURS[method].__init__).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] + list(_SHARED)
+    for name in given:
+        if name in known:
+            continue
+        if name in _FLAGS:
+            raise ValueError(f"{name} has a flag of its own: --{name.replace('_', '-')}.")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+        raise ValueError(f"method {method} has no option {name!r}. {hint}")
 
 
 def load_atlas(config: TrainConfig, path: Path, base: nn.Module | None = None) -> Atlas:
@@ -194,13 +219,27 @@ def _states(
     linear = [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]]
     projected = [n for n, _ in param_groups(model, rank)[0]["params"]]
     options = {"side": config.optimizer.side} if config.optimizer.side else {}
-    return {
+    states = {
         method: plan_state_bytes(shapes, method, rank=rank, projected=projected, itemsize=itemsize,
                                  **options)
         if method in OURS
         else plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
         for method in METHODS
     }  # fmt: skip
+    if config.optimizer.method in OURS:
+        states[config.optimizer.method] = _own_states(model, rank, config)
+    return states
+
+
+def _own_states(model: nn.Module, rank: int, config: TrainConfig) -> int:
+    """Bytes of the chosen method with all its options, which are checked by building it."""
+    method, options = config.optimizer.method, config.optimizer.own_options
+    try:
+        optimizer = build_optimizer(method, model, lr=1.0, rank=rank, **options)
+    except TypeError as error:  # a value of the wrong kind, on the command line
+        raise ValueError(str(error)) from error
+    assert isinstance(optimizer, tuple(OURS.values()))
+    return optimizer.report().state_bytes
 
 
 def _atlas_bytes(
