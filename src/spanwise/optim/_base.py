@@ -274,7 +274,8 @@ class GroupedOptimizer(Optimizer):
     @override
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only state and groups; a copy without its constraints would not be guarded.
-        own = {**self.__dict__, **super().__getstate__(), "_members": {}, "_selected": {}}
+        own: dict[str, Any] = {**self.__dict__, **super().__getstate__()}
+        own |= {"_members": {}, "_selected": {}}
         # A scheduler hides `step` behind a function that steps the optimizer it was built with: a
         # copy would train the original, and no pickle takes it.
         own.pop("step", None)
