@@ -685,6 +685,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="needs a dense orthonormal basis"):
             self.make(basis="rows", init=None)
 
+    @pytest.mark.parametrize("method", [GaLore, GrassWalk])
+    @pytest.mark.parametrize("moments", ["rotate", "project_aware"])
+    def test_moments_between_selected_rows_cannot_be_rotated(self, method, moments):
+        group = {"params": [matrix(9, 14)], "rank": 4, "basis": "rows", "init": None}
+        with pytest.raises(ValueError, match="needs dense bases"):
+            method([{**group, "moments": moments, "residual": "drop"}])
+
     def test_a_walk_with_nowhere_to_go_warns(self):
         with pytest.warns(UserWarning, match="no direction beyond rank = 9.*w"):
             self.make(rank=9)

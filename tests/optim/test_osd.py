@@ -697,6 +697,8 @@ def test_keys_of_the_released_code_are_accepted(kind, expected):
         ({"proj_every": 0}, "proj_every must be an int of at least 1"),
         ({"proj_optimizer": "adam8bit"}, "proj_optimizer must be one of adamw, lion, adafactor"),
         ({"base": "sgd"}, "base must be one of adamw, lion, adafactor"),
+        ({"base": "lion", "moments": "project_aware"}, "needs the two moments of Adam.*rotate"),
+        ({"base": "adafactor", "moments": "reset"}, "needs the two moments of Adam.*keep"),
         ({"retract": "qr"}, "go together: give both"),
         ({"retract_every": 5}, "go together: give both"),
         ({"retract": "cayley", "retract_every": 5}, "retract must be one of None, qr, polar"),

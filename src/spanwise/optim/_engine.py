@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spanwise.layouts import Layout, stored_matrix
+from spanwise.optim._bases import BASES
 from spanwise.optim._constraint import Constraint, SideConstraint
 from spanwise.optim._groups import Member
 from spanwise.optim._projector import DenseProjector
@@ -64,6 +66,16 @@ class SubspaceOptimizer(RefreshingOptimizer):
     Not used directly: `GaLore` and its relatives set `method`, `aliases` and their defaults, and
     override the parts of a step in which their paper differs.
     """
+
+    @override
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Refuse to carry moments over between selections of rows, which have no rotation."""
+        selects = BASES[group["basis"]].selects
+        if selects and group["moments"] in ("rotate", "project_aware"):
+            raise ValueError(
+                f"moments = {group['moments']!r} needs dense bases, and basis = {group['basis']!r} "
+                "selects rows. Use moments='keep' or 'reset', or spanwise.optim.Grass."
+            )
 
     # -- the step -------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ PROJ_LR = 1 / 200
 BASES_RULES = tuple(MEMORY)
 WEIGHT_RULES = ("adamw", "lion", "adafactor")
 _LION_BETAS = (0.9, 0.99)
+# What may become of the memory of R when a basis is redrawn: means of squares cannot be rotated.
+_MOMENTS_KEPT = {"lion": ("keep", "rotate", "reset"), "adafactor": ("keep",)}
 
 
 class DriftingProjector(DenseProjector):
@@ -160,6 +162,12 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
             )
         if group["retract_every"] is not None:
             check_count("retract_every", group["retract_every"])
+        kept = _MOMENTS_KEPT.get(group["base"])
+        if kept is not None and group["moments"] not in kept:
+            raise ValueError(
+                f"moments = {group['moments']!r} needs the two moments of Adam, and base = "
+                f"{group['base']!r} has others; use one of {', '.join(kept)}, or base='adamw'."
+            )
         if group["alpha"] is not None and group["proj_lr"] is not None:
             raise ValueError(
                 f"alpha = {group['alpha']} and proj_lr = {group['proj_lr']} both set the rate of "
