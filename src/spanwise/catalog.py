@@ -88,6 +88,53 @@ METHODS: tuple[MethodCard, ...] = (
         claim="Full-parameter training at a third of Adam's state, with Adam's loss.",
         verdict="reproduced",
     ),
+    MethodCard(
+        slug="grass",
+        family="optim",
+        entries=("spanwise.optim:Grass", "spanwise.optim:grass_linear_"),
+        title="Grass: Compute Efficient Low-Memory LLM Training with Structured Sparse Gradients",
+        authors="Muhamed, Li, Woodruff, Diab, Smith",
+        year=2024,
+        arxiv="2406.17660",
+        claim="Rows of the gradient instead of projections: no decompositions, a quarter of Adam's "
+        "state.",
+        verdict="not reproduced",
+    ),
+    MethodCard(
+        slug="grasswalk-grassjump",
+        family="optim",
+        entries=("spanwise.optim:GrassWalk", "spanwise.optim:GrassJump"),
+        title="Randomized Gradient Subspaces for Efficient Large Language Model Training",
+        authors="Rajabi, Nonta, Vajpayee, Rambhatla",
+        year=2025,
+        arxiv="2510.01878",
+        claim="Random subspaces beat singular ones at GaLore's memory, once nothing is lost.",
+        verdict="direction only",
+    ),
+    MethodCard(
+        slug="online-subspace-descent",
+        family="optim",
+        entries=("spanwise.optim:OnlineSubspaceDescent",),
+        title="Memory-Efficient LLM Training with Online Subspace Descent",
+        authors="Liang, Liu, Chen, Liu",
+        year=2024,
+        arxiv="2408.12857",
+        claim="A basis that learns at every step: no decompositions, no stalls, a lower loss than "
+        "GaLore's.",
+        verdict="not reproduced",
+    ),
+    MethodCard(
+        slug="subset-norm-subspace-momentum",
+        family="optim",
+        entries=("spanwise.optim:SNSM", "spanwise.optim:AdamSN", "spanwise.optim:AdamSNSM"),
+        title="Lean and Mean Adaptive Optimization via Subset-Norm and Subspace-Momentum with "
+        "Convergence Guarantees",
+        authors="Nguyen, Nguyen",
+        year=2025,
+        arxiv="2411.07120",
+        claim="One second moment a row, momentum in a subspace: Adam's loss, a fifth of its state.",
+        verdict="not reproduced",
+    ),
 )
 
 
