@@ -502,14 +502,6 @@ def test_projecting_an_embedding_warns():
         GaLore([{"params": [("embed_tokens", matrix(8, 6))], "rank": 2}])
 
 
-def test_sharded_parameters_are_refused_by_name():
-    class Sharded(nn.Parameter):
-        placements = ()
-
-    with pytest.raises(NotImplementedError, match="parameter w is sharded"):
-        GaLore([{"params": [("w", Sharded(torch.ones(8, 6)))], "rank": 2}])
-
-
 def test_clamp_rank_uses_what_the_matrix_has():
     w = matrix(8, 6)
     optimizer = run(w, gradients(8, 6, 2), group={"rank": 9}, clamp_rank=True)

@@ -30,7 +30,11 @@ def optimizer_atlas(
     for name, state, layout, shape in _rows(optimizer, model):
         for stored_side in ("left", "right"):
             basis = state.get(f"basis_{stored_side}")
-            if basis is None or not basis.any():
+            if basis is None:
+                continue
+            if hasattr(basis, "placements"):  # spread over processes: gathered on each
+                basis = basis.full_tensor()
+            if not basis.any():
                 continue
             output = (stored_side == "left") != is_transposed(layout)
             side: Side = "output" if output else "input"
@@ -53,7 +57,11 @@ def _rows(
     by_id = {id(found.parameter): found.name for found in maps.values()}
     live = isinstance(optimizer, torch.optim.Optimizer)
     groups = optimizer.param_groups if live else optimizer["param_groups"]
+    parameters = [p for group in groups for p in group["params"]]
     states = optimizer.state if live else optimizer["state"]
+    if live and any(hasattr(p, "placements") for p in parameters):
+        saved = optimizer.state_dict()["state"]  # the state itself holds the rows of one process
+        states = {p: saved.get(i, {}) for i, p in enumerate(parameters)}
     for group in groups:
         names = group.get("param_names") or [None] * len(group["params"])
         layouts = group.get("layouts") or ["linear"] * len(group["params"])

@@ -38,6 +38,7 @@ from spanwise.optim._options import (
 )
 from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
 from spanwise.optim._residual import check_residual
+from spanwise.optim._shard import Shard, is_sharded, own_part, spread_as
 
 
 class GroupedOptimizer(Optimizer):
@@ -168,11 +169,8 @@ class GroupedOptimizer(Optimizer):
         for name, p, layout in zip(names, group["params"], check_layouts(group), strict=True):
             if p.is_complex():
                 raise TypeError(f"parameter {name} is complex; only real weights are projected.")
-            if hasattr(p, "placements"):
-                raise NotImplementedError(
-                    f"parameter {name} is sharded over processes (DTensor); projecting sharded "
-                    "gradients is not supported yet. Train it on one process or with DDP."
-                )
+            if is_sharded(p):
+                self._check_sharded(group, name, p, layout)
             if "embed" in name:
                 warnings.warn(
                     f"{name} looks like an embedding table; its gradient has few non-zero rows "
@@ -186,6 +184,41 @@ class GroupedOptimizer(Optimizer):
                     f"of shape {tuple(p.shape)}. Lower rank, exclude the parameter with a second "
                     "group, or pass clamp_rank=True."
                 )
+
+    def _check_sharded(self, group: dict[str, Any], name: str, p: Tensor, layout: Layout) -> None:
+        sizes = stored_matrix(p.detach(), layout).shape[-2:]
+        try:
+            Shard.of(p)
+            gap = self.sharding_gap(group, *sizes)
+        except NotImplementedError as error:
+            gap = str(error)
+        if layout.startswith("experts"):
+            gap = "stacked experts of which a process holds some are not supported"
+        if gap is not None:
+            raise NotImplementedError(
+                f"parameter {name} is sharded over processes (DTensor), and {gap}. Leave it to a "
+                "group without rank, or train on one process or with DDP."
+            )
+
+    def sharding_gap(self, group: Mapping[str, Any], rows: int, cols: int) -> str | None:
+        """Why this group cannot treat a rows x cols weight whose rows are spread; None if it can.
+
+        Args:
+            group: Its options.
+            rows: Rows of the whole stored matrix.
+            cols: Columns of the stored matrix.
+        """
+        side = resolve_side(group["side"], rows, cols)
+        if group["rank"] and BASES[group["basis"]].selects and side == "left":
+            return 'rows are selected across processes; select columns with side="local" instead'
+        return None
+
+    def spread_state(self, group: Mapping[str, Any], member: Member) -> tuple[str, ...]:
+        """The keys of a sharded parameter's state that are spread as its rows are."""
+        if not self.is_projected(group):
+            return ("exp_avg", "exp_avg_sq")
+        right = resolve_side(group["side"], *member.matrix_shape) == "right"
+        return ("basis_left", "exp_avg", "exp_avg_sq") if right else ("basis_left",)
 
     def _group_members(self, index: int) -> list[Member]:
         if index not in self._members:
@@ -282,6 +315,29 @@ class GroupedOptimizer(Optimizer):
         return own
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        """The state by parameter; what is sharded with a weight is a DTensor like it.
+
+        torch.distributed.checkpoint saves and loads that at any number of processes.
+        """
+        found = super().state_dict()
+        for i, group in enumerate(self.param_groups):
+            for member in self._group_members(i):
+                p, own = member.parameter, found["state"].get(member.index)
+                if own is None or not is_sharded(p):
+                    continue
+                keys, projected = self.spread_state(group, member), self.is_projected(group)
+                found["state"][member.index] = {
+                    key: spread_as(
+                        value, p, (p.shape[0], *value.shape[1:]) if projected else p.shape
+                    )
+                    if key in keys
+                    else value
+                    for key, value in own.items()
+                }
+        return found
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; float32 bases and moments of half-precision weights stay float32.
 
@@ -294,15 +350,19 @@ class GroupedOptimizer(Optimizer):
         for group in self.param_groups:  # a checkpoint from before an option existed
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        self._members.clear()
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        ours = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, ours, strict=True):
+        ours = [(m, g) for i, g in enumerate(self.param_groups) for m in self._group_members(i)]
+        for i, (member, group) in zip(ids, ours, strict=True):
+            p = member.parameter
             for key, value in state_dict["state"].get(i, {}).items():
                 # torch casts floating state to the parameter's dtype; ours keeps its own.
                 if isinstance(value, Tensor):
                     device = value.device if key in COUNTERS else p.device
-                    self.state[p][key] = value.to(device, copy=True)
-        self._members.clear()
+                    spread = key in self.spread_state(group, member)
+                    if spread and not is_sharded(value) and member.shard is not None:
+                        value = member.shard.rows(value)  # from a run without shards
+                    self.state[p][key] = own_part(value).to(device, copy=True)
         for member, _ in self._projected():
             state = self.state.get(member.parameter, {})
             if "refreshed" in state and not self._obeys(member, state):
@@ -319,7 +379,10 @@ class GroupedOptimizer(Optimizer):
                 continue
             basis = state[key].to(self._state_dtype(member.parameter))
             tolerance = 1e-5 if basis.dtype == torch.float32 else 1e-10
-            if float((basis - allowed.rows(basis)).norm()) > tolerance * basis.shape[-1] ** 0.5:
+            excess = (basis - allowed.rows(basis)).square().sum()
+            if member.shard is not None and key == "basis_left":
+                excess = member.shard.sum(excess)
+            if float(excess) > tolerance**2 * basis.shape[-1]:
                 return False
         return True
 

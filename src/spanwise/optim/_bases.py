@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spanwise.linalg.bases import align
 from spanwise.linalg.sketches import srht_basis
-from spanwise.linalg.svd import top_subspace
+from spanwise.linalg.svd import Method, top_subspace
 from spanwise.optim._constraint import SideConstraint
 from spanwise.optim._grassmann_bases import WALK_ANGLE, jump, track, walk
 from spanwise.optim._rows import choose_rows, line_norms
@@ -39,6 +39,16 @@ class Request:
         """Ambient dimension d of this side."""
         return self.g.shape[-2 if self.side == "left" else -1]
 
+    def leading(self, method: Method, basis: Tensor | None) -> Tensor:
+        """The top-r subspace of the gradient, from `basis` where the method is warm."""
+        return top_subspace(
+            self.g, self.rank, self.side, method, basis=basis, generator=self.generator
+        )
+
+    def norms(self) -> Tensor:
+        """Norms of the gradient's rows, or of its columns if this side is the right one."""
+        return line_norms(self.g, self.side)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BasisKind:
@@ -49,6 +59,8 @@ class BasisKind:
     returns indices `(*stack, r)` of rows or columns and their scale, or None for scale 1."""
     needs_gradient: bool = True
     """False for draws that look at shapes only: they are made on a zero gradient as well."""
+    needs_entries: bool = False
+    """Whether `find` reads `Request.g` itself; then a sharded gradient is gathered for it."""
     selects: bool = False
     """Whether the basis is a selection of rows or columns, kept as indices."""
 
@@ -58,14 +70,7 @@ def find_svd(request: Request) -> Tensor:
     method, old = request.options["svd"], request.old
     if method == "warm" and old is None:
         method = "randomized"
-    basis = top_subspace(
-        request.g,
-        request.rank,
-        side=request.side,
-        method=method,
-        basis=old if method == "warm" else None,
-        generator=request.generator,
-    )
+    basis = request.leading(method, old if method == "warm" else None)
     if request.allowed is not None:
         basis = request.allowed.basis_inside(basis)
     if old is not None and method != "warm":
@@ -99,7 +104,7 @@ def find_rows(request: Request) -> tuple[Tensor, Tensor | None]:
     """
     options = request.options
     return choose_rows(
-        line_norms(request.g, request.side),
+        request.norms(),
         request.rank,
         options.get("select", "topr"),
         request.generator,
@@ -142,7 +147,7 @@ BASES: dict[str, BasisKind] = {
     "svd": BasisKind(find=find_svd),
     "jump": BasisKind(find=find_jump, needs_gradient=False),
     "walk": BasisKind(find=find_walk, needs_gradient=False),
-    "track": BasisKind(find=find_track),
+    "track": BasisKind(find=find_track, needs_entries=True),
     "rows": BasisKind(find=find_rows, selects=True),
     "srht": BasisKind(find=find_srht, needs_gradient=False),
     "identity": BasisKind(find=find_identity, needs_gradient=False),

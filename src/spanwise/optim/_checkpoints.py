@@ -64,14 +64,18 @@ def _check_shapes(
     member: Member,
     held: Mapping[str, Any],
 ) -> None:
-    constraint = optimizer._constraints.get(member.name, member.parameter)
+    p = member.parameter
+    constraint = optimizer._constraints.get(member.name, p)
     if constraint is not None and constraint.frozen:
         return
     treated = optimizer.is_projected(options)
     if treated:
         rank = options["rank"] and optimizer.rank_of(member, options)
-        # Shapes without memory, and without the atlas, which has lowered the rank already.
-        bare = replace(member, name="", parameter=torch.empty_like(member.parameter, device="meta"))
+        # Shapes without memory, of all shards together, and without the atlas, which has lowered
+        # the rank already.
+        bare = replace(
+            member, name="", parameter=torch.empty(p.shape, dtype=p.dtype, device="meta")
+        )
         own = {**options, "rank": rank}
         expected = {**optimizer._allocate_basis(own, bare), **optimizer._allocate(own, bare)}
         shapes = {key: tuple(value.shape) for key, value in expected.items()}

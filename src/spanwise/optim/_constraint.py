@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spanwise.layouts import Layout, Side, is_transposed, stored_matrix
 from spanwise.linalg.bases import orthonormalize, outside
+from spanwise.optim._shard import is_sharded
 
 BiasRule = Literal["freeze", "allow"]
 Moved = dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]]
@@ -121,17 +122,22 @@ class Constraint:
     frozen: bool = False
     """No update at all: nothing is left, or a bias that an input entry freezes."""
     sides: tuple[Side, ...] = field(default=())
+    sharded: bool = False
+    """Whether rows and vector are those that this process holds of a sharded parameter."""
 
     def fits(self, like: Tensor) -> bool:
-        """Whether every basis is where `like` is, in a precision fit for its dtype."""
+        """Whether every basis is where `like` is, sharded like it, in a precision fit for it."""
+        if self.sharded != is_sharded(like):
+            return False
         held = [s for s in (self.rows, self.columns, self.vector) if s is not None]
         bases = [b for s in held for b in (s.blocked, s.allowed) if b is not None]
         return all(b.device == like.device and b.dtype == _working(like.dtype) for b in bases)
 
     def to(self, like: Tensor, moved: Moved | None = None) -> "Constraint":
-        """The same on `like`'s device and in a precision fit for its dtype."""
+        """The same, whole, on `like`'s device and in a precision fit for its dtype."""
         return replace(
             self,
+            sharded=False,
             rows=self.rows and self.rows.to(like, moved),
             columns=self.columns and self.columns.to(like, moved),
             vector=self.vector and self.vector.to(like, moved),

@@ -18,6 +18,8 @@ from spanwise.optim._constraint import (
     SideConstraint,
     weight_constraint,
 )
+from spanwise.optim._shard import Shard, gathered, own_part
+from spanwise.optim._sharded import spread_constraint
 
 _LORA_SUFFIX = re.compile(r"\.lora_[AB](\.[^.]+)?\.weight$")
 
@@ -44,7 +46,10 @@ class Constraints:
         if constraint is None:
             return None
         if not constraint.fits(like):
-            constraint = self.by_name[name] = constraint.to(like, self._moved)
+            constraint = constraint.to(like, self._moved)
+            if (shard := Shard.of(like)) is not None:
+                constraint = spread_constraint(constraint, shard)
+            self.by_name[name] = constraint
         return constraint
 
     def __len__(self) -> int:
@@ -149,10 +154,10 @@ class Constraints:
             if not names:
                 continue
             bases = _bases(found)
-            whole = weight_constraint(entries[0].layout, bases["avoid"], bases["within"])
-            frozen = "input" in whole.sides and bias == "freeze"
-            vector = whole.columns if is_transposed(whole.layout) else whole.rows
-            vector = vector if "output" in whole.sides else None
+            of_map = weight_constraint(entries[0].layout, bases["avoid"], bases["within"])
+            frozen = "input" in of_map.sides and bias == "freeze"
+            vector = of_map.columns if is_transposed(of_map.layout) else of_map.rows
+            vector = vector if "output" in of_map.sides else None
             for bias_name in names if frozen or vector is not None else ():
                 self.by_name[bias_name] = Constraint(
                     "linear", vector=vector, frozen=frozen, sides=("output",)
@@ -214,6 +219,7 @@ def _lora_factor(name: str) -> str | None:
 
 def _check_lora_start(name: str, p: Tensor, constraint: Constraint) -> None:
     """W + s B A obeys only if A itself does: B carries whatever A already reads."""
+    p = gathered(p)
     with torch.no_grad():
         inside = float(constraint.to(p).inside(p)) if bool(p.any()) else 0.0
     if inside > 1e-3:
@@ -277,9 +283,9 @@ def project_lora_(
         if side is None:
             continue
         b = parameters.get(name.replace(".lora_A.", ".lora_B."))
-        if b is not None and bool(b.any()):
+        if b is not None and bool(gathered(b).any()):
             raise ValueError(f"{name}: its factor B is not zero; project before training.")
-        side = side.to(a)
+        side, a = side.to(a), own_part(a)
         a.copy_(side.columns(a if a.dtype == torch.float64 else a.float()))
         count += 1
     return count

@@ -32,6 +32,7 @@ from spanwise.optim._refresh import Projector, RefreshingOptimizer
 from spanwise.optim._residual import recover_
 from spanwise.optim._rows import RowProjector, coordinates_inside
 from spanwise.optim._rules import adam_
+from spanwise.optim._shard import is_sharded, own_part
 
 # Projected gradients and directions of one fused call live at once. On a GPU a few large calls
 # are best; on a CPU what is still in the cache is.
@@ -119,29 +120,33 @@ class SubspaceOptimizer(RefreshingOptimizer):
             p, state = member.parameter, self.state[member.parameter]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = torch.zeros_like(own_part(p), memory_format=torch.preserve_format)
             state["step"] += 1
             constraint = self._constraints.get(member.name, p)
             key = (float(state["step"]), constraint is not None)
             batches.setdefault(key, []).append((p, constraint))
         for (_, guarded), batch in batches.items():
             parameters = [p for p, _ in batch]
-            grads = [p.grad for p in parameters]
-            targets: list[Tensor] = list(parameters)
+            weights = [own_part(p) for p in parameters]
+            grads: list[Any] = [own_part(p.grad) for p in parameters]  # pyrefly: ignore
+            targets = list(weights)
             if guarded:
-                grads = [constraint.apply(p.grad).to(p.dtype) for p, constraint in batch]
-                targets = [torch.zeros_like(p) for p in parameters]
+                grads = [
+                    constraint.apply(g).to(p.dtype)
+                    for g, (p, constraint) in zip(grads, batch, strict=True)
+                ]
+                targets = [torch.zeros_like(w) for w in weights]
             decay, lr = group["weight_decay"], float(group["lr"])
             held = guarded or self.compat
             self._adam(group, parameters, targets, grads, lr=lr, decay=0.0 if held else decay)
             if guarded:
-                for p, direction, (_, constraint) in zip(parameters, targets, batch, strict=True):
+                for w, direction, (_, constraint) in zip(weights, targets, batch, strict=True):
                     if decay:
-                        direction.add_(p, alpha=-lr * decay)
-                    p.add_(constraint.apply(direction))
+                        direction.add_(w, alpha=-lr * decay)
+                    w.add_(constraint.apply(direction))
             elif self.compat and decay:
-                torch._foreach_mul_(parameters, 1 - lr * decay)
+                torch._foreach_mul_(weights, 1 - lr * decay)
 
     def _projected_step(self, group: dict[str, Any], members: list[Member]) -> None:
         for chunk in self._chunks(group, members):
@@ -269,14 +274,14 @@ class SubspaceOptimizer(RefreshingOptimizer):
         return rate
 
     def _write(self, group: dict[str, Any], work: Work, x: Tensor) -> None:
-        p, lr, decay = work.member.parameter, float(group["lr"]), group["weight_decay"]
+        p, lr, decay = work.member.held, float(group["lr"]), group["weight_decay"]
         constraint, projector = work.constraint, work.projector
         rate, x = self._rate(group, work.state), self._constrain_coordinates(work, x)
         factor = None
         if group["residual"] != "drop":
             factor = recover_(
                 work.g, work.r, x, work.state["residual_norm"], group=group, age=work.age,
-                axis=-2 if projector.sides == ("left",) else -1,
+                axis=-2 if projector.sides == ("left",) else -1, shard=work.member.shard,
             )  # fmt: skip
         w = _writable_matrix(p, work.member.layout)
         beyond = factor is not None and (constraint is not None or p.dtype != x.dtype)
@@ -320,4 +325,11 @@ def _check_gradient(member: Member) -> None:
         raise RuntimeError(
             f"the gradient of {member.name} is sparse; use torch.optim.SparseAdam for it "
             "(nn.Embedding(sparse=True) makes such gradients)."
+        )
+    p = member.parameter
+    if g is not None and is_sharded(p) and getattr(g, "placements", None) != p.placements:  # pyrefly: ignore
+        raise RuntimeError(
+            f"the gradient of {member.name} is spread over processes in another way than its "
+            f"weight, as {getattr(g, 'placements', 'one tensor')} instead of {p.placements}. "  # pyrefly: ignore
+            "Redistribute it, or let fully_shard reduce it."
         )

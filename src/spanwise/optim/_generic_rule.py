@@ -11,6 +11,7 @@ from typing_extensions import override
 from spanwise.optim._engine import SubspaceOptimizer, _by_dtype
 from spanwise.optim._groups import Member
 from spanwise.optim._rules import adam_
+from spanwise.optim._shard import own_part
 
 
 def correction(
@@ -115,7 +116,8 @@ class WholeMoments(SubspaceOptimizer):
                 kept = {"exp_avg": has_momentum, "exp_avg_sq": has_second_moment}
                 for key, has in kept.items():
                     if has(group):
-                        state[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                        zeros = torch.zeros_like(own_part(p), memory_format=torch.preserve_format)
+                        state[key] = zeros
             state["step"] += 1
             batches.setdefault(float(state["step"]), []).append(member)
         for batch in batches.values():
@@ -125,12 +127,13 @@ class WholeMoments(SubspaceOptimizer):
         lr = float(group["lr"])
         decay = lr * group["weight_decay"]
         parameters = [m.parameter for m in members]
-        targets, grads = list(parameters), [_gradient_of(p) for p in parameters]
+        weights = [own_part(p) for p in parameters]
+        targets, grads = list(weights), [_gradient_of(p) for p in parameters]
         constraints = [self._constraints.get(m.name, m.parameter) for m in members]
         for i, (p, constraint) in enumerate(zip(parameters, constraints, strict=True)):
             if constraint is not None:
                 grads[i] = constraint.apply(grads[i]).to(p.dtype)
-                targets[i] = torch.zeros_like(p)
+                targets[i] = torch.zeros_like(weights[i])
         for kind in _by_dtype(targets):
             generic_(
                 [targets[i] for i in kind],
@@ -142,16 +145,16 @@ class WholeMoments(SubspaceOptimizer):
                 eps=group["eps"],
                 bias_correction=group["bias_correction"],
             )
-        for p, target, constraint in zip(parameters, targets, constraints, strict=True):
+        for w, target, constraint in zip(weights, targets, constraints, strict=True):
             if constraint is None:
                 if decay:
-                    p.mul_(1 - decay)
+                    w.mul_(1 - decay)
                 continue
             if decay:
-                target.mul_(1 - decay).add_(p, alpha=-decay)
-            p.add_(constraint.apply(target))
+                target.mul_(1 - decay).add_(w, alpha=-decay)
+            w.add_(constraint.apply(target))
 
 
 def _gradient_of(p: Tensor) -> Tensor:
     assert p.grad is not None
-    return p.grad
+    return own_part(p.grad)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spanwise.layouts import LAYOUTS, Layout, linear_maps, stored_matrix, strip_prefixes
 from spanwise.optim._options import GALORE_SIDES
+from spanwise.optim._shard import Shard, own_part
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -145,6 +146,30 @@ class Member:
         """Rows and columns of the stored matrix."""
         rows, cols = stored_matrix(self.parameter.detach(), self.layout).shape[-2:]
         return rows, cols
+
+    @cached_property
+    def shard(self) -> Shard | None:
+        """Which rows this process holds, if the parameter is spread over processes."""
+        return Shard.of(self.parameter)
+
+    @property
+    def held(self) -> Tensor:
+        """What this process holds of the parameter, in its memory: all of it, or its rows."""
+        return self.parameter if self.shard is None else own_part(self.parameter)
+
+    @property
+    def held_shape(self) -> tuple[int, int]:
+        """Rows and columns of what this process holds of the stored matrix."""
+        rows, cols = self.matrix_shape
+        return rows if self.shard is None else self.shard.count, cols
+
+    def whole(self, side: str, basis: Tensor) -> Tensor:
+        """All rows of a basis or selection as the state holds it."""
+        return basis if self.shard is None or side == "right" else self.shard.gather(basis)
+
+    def own(self, side: str, basis: Tensor) -> Tensor:
+        """What the state holds of a whole basis or selection."""
+        return basis if self.shard is None or side == "right" else self.shard.rows(basis).clone()
 
     @property
     def stack_shape(self) -> tuple[int, ...]:

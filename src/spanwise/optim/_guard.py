@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from spanwise.atlas import Atlas
 from spanwise.optim._constraint import BiasRule, Constraint
 from spanwise.optim._constraints import Constraints, merge_names
+from spanwise.optim._shard import own_part
 
 
 class Guard:
@@ -68,16 +69,18 @@ class Guard:
             if p.grad is None and not has_closure:
                 continue
             if p.grad is not None:
-                p.grad.copy_(self._constraint(name, p).apply(p.grad))
-            self._before[name] = p.detach().clone()
+                g = own_part(p.grad)
+                g.copy_(self._constraint(name, p).apply(g))
+            self._before[name] = own_part(p.detach()).clone()
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for name, p in self._guarded:
             before = self._before.pop(name, None)
             if before is not None:
-                update = self._constraint(name, p).apply(p - before)
-                p.copy_(before + update)
+                w = own_part(p)
+                update = self._constraint(name, p).apply(w - before)
+                w.copy_(before + update)
 
 
 def _count(optimizer: Optimizer) -> int:

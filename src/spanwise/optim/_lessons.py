@@ -40,7 +40,10 @@ def find_lessons(works: list[Work], rule: str, ortho_penalty: float) -> list[lis
     if not works:
         return []
     grads = [work.g.to(_basis(work)[1].dtype) for work in works]
-    norms = [torch.linalg.vector_norm(g, dim=(-2, -1)) for g in grads]
+    norms = [
+        _across(work, torch.linalg.vector_norm(g, dim=(-2, -1)))
+        for work, g in zip(works, grads, strict=True)
+    ]
     # One wait for the device, not one for each matrix.
     values = torch.cat([n.reshape(-1).to(norms[0].device) for n in norms]).tolist()
     lessons = []
@@ -56,14 +59,15 @@ def _lessons_of(
     side, basis = _basis(work)
     if all(map(in_range, values)):
         weight = 2 / values[0] ** 2 if g.ndim == 2 else 2 / norm.square()[..., None, None]
-        slopes = slope(g, basis, side, work.r, weight, penalty)
+        slopes = slope(g, basis, side, work.r, weight, penalty, work.member.shard)
     else:
-        norm = frobenius(g)
+        norm = _across(work, frobenius(g))
         values = norm.reshape(-1).tolist()
         if not any(map(_teaches, values)):
             return []
         slopes = pca_gradient(
-            g, basis, side, coordinates=work.r, norm=norm, ortho_penalty=penalty
+            g, basis, side, coordinates=work.r, norm=norm, ortho_penalty=penalty,
+            shard=work.member.shard,
         )  # fmt: skip
     tensors = (basis, slopes, *(work.state[key] for key in MEMORY[rule]))
     counts = work.state["proj_step"].view(-1)  # a view: it counts in the state
@@ -73,6 +77,11 @@ def _lessons_of(
         own = [t[i] if g.ndim > 2 else t for t in tensors]
         lessons.append(Lesson(own[0], own[1], own[2:], int(counts[i])))
     return lessons
+
+
+def _across(work: Work, norm: Tensor) -> Tensor:
+    """The norm of the whole gradient from that of what this process holds."""
+    return norm if work.member.shard is None else work.member.shard.hypot(norm)
 
 
 def _teaches(norm: float) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from spanwise.linalg.bases import orthonormalize
 from spanwise.optim._other_rules import adafactor_, lion_
 from spanwise.optim._rules import adam_
+from spanwise.optim._shard import Shard
 
 Side = Literal["left", "right"]
 
@@ -61,6 +62,7 @@ def pca_gradient(
     coordinates: Float[Tensor, "*batch a b"] | None = None,
     norm: Float[Tensor, "*batch"] | None = None,
     ortho_penalty: float = 0.0,
+    shard: Shard | None = None,
 ) -> Float[Tensor, "*batch d r"]:
     """The gradient of the online-PCA loss at `basis`, which need not be orthonormal.
 
@@ -74,6 +76,7 @@ def pca_gradient(
         coordinates: R if known, `coordinates_of(g, basis, side)` otherwise.
         norm: ||G||_F if known.
         ortho_penalty: Weight of ||P^T P - I||_F^2, at least 0.
+        shard: As for `slope`; then `coordinates` and `norm` must be given, of the whole G.
 
     Returns:
         (d, r); not finite where `g` is zero or not finite, which the caller keeps out.
@@ -87,7 +90,7 @@ def pca_gradient(
     scale = norm[..., None, None]
     if not _all_in_range(norm):
         g, r, scale = g / scale, r / scale, torch.ones_like(scale)
-    return slope(g, basis, side, r, 2 / scale.square(), ortho_penalty)
+    return slope(g, basis, side, r, 2 / scale.square(), ortho_penalty, shard)
 
 
 def slope(
@@ -97,12 +100,20 @@ def slope(
     coordinates: Float[Tensor, "*batch a b"],
     weight: Float[Tensor, "*#batch 1 1"] | float,
     ortho_penalty: float = 0.0,
+    shard: Shard | None = None,
 ) -> Float[Tensor, "*batch d r"]:
-    """`pca_gradient` where `weight` = 2 / ||G||_F^2 is known to be in range: products only."""
+    """`pca_gradient` where `weight` = 2 / ||G||_F^2 is known to be in range: products only.
+
+    With a `shard`, G has this process's rows, and so has a left basis.
+    """
     s = g @ coordinates.mT if side == "left" else g.mT @ coordinates
-    gram = basis.mT @ basis
+    if shard is not None and side == "right":
+        s = shard.sum(s)
+    gram, inner = basis.mT @ basis, basis.mT @ s
+    if shard is not None and side == "left":
+        gram, inner = shard.sum(gram), shard.sum(inner)
     # The weight enters through the r x r factors, so that no pass over S is spent on it.
-    inner = (basis.mT @ s).mul_(weight)
+    inner.mul_(weight)
     if ortho_penalty:
         inner.add_(gram, alpha=4 * ortho_penalty)
         inner.diagonal(dim1=-2, dim2=-1).sub_(4 * ortho_penalty)

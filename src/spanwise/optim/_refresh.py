@@ -12,7 +12,9 @@ from spanwise.optim._base import GroupedOptimizer
 from spanwise.optim._bases import BASES, BasisKind, Request
 from spanwise.optim._groups import Member, resolve_side
 from spanwise.optim._projector import DenseProjector
-from spanwise.optim._rows import RowProjector
+from spanwise.optim._rows import SCALED, RowProjector
+from spanwise.optim._shard import own_part
+from spanwise.optim._sharded import ShardedProjector, find_sharded
 from spanwise.optim._transfer import change_of_basis, transfer_
 
 Projector = DenseProjector | RowProjector
@@ -32,7 +34,7 @@ class RefreshingOptimizer(GroupedOptimizer):
     def _gradient(self, member: Member, *, full: bool) -> Tensor:
         g = member.parameter.grad
         assert g is not None
-        g = stored_matrix(g, member.layout)
+        g = stored_matrix(g if member.shard is None else own_part(g), member.layout)
         constraint = self._constraints.get(member.name, member.parameter)
         if full and constraint is not None:
             wide = g if g.dtype in (torch.float32, torch.float64) else g.float()
@@ -49,14 +51,14 @@ class RefreshingOptimizer(GroupedOptimizer):
             self._init_state(group, member, state)
         if self.refresh_due(member, group):
             g = self._gradient(member, full=True)
-            largest = _largest(g)
+            largest = _largest(g, member)
             if not math.isfinite(largest):
                 self._refuse(member)
                 return None
             # A zero gradient has no subspace: torch's checkpoint helpers step once with zeros.
             if largest > 0 or not self._kind(group, member, state).needs_gradient:
                 self._refresh(group, member, state, g)
-            elif constraint is not None and int(state["refreshed"]) < 0 and _has_basis(state):
+            elif constraint is not None and int(state["refreshed"]) < 0 and self._has_basis(member):
                 return None  # the basis is from before this constraint, and moments are not zero
         return self._projector(member, state)
 
@@ -82,20 +84,27 @@ class RefreshingOptimizer(GroupedOptimizer):
         state["refreshed"] = torch.full((), -1, dtype=torch.int64)
         state.update(self._allocate_basis(group, member))
         state.update(self._allocate(group, member))
+        if group["moments"] == "reset" and any(
+            f"{kind}_{side}" in state for kind in ("basis", "rows") for side in SIDES
+        ):
+            # From the start: distributed checkpoints load the keys that a fresh optimizer has.
+            state["moments_from"] = torch.zeros((), dtype=torch.float32)
 
     def _allocate_basis(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         """An empty basis for each side that has one."""
         if group["rank"] is None:
             return {}
-        p, rank, sizes = member.parameter, self.rank_of(member, group), member.matrix_shape
-        chosen = resolve_side(group["side"], *sizes)
+        p, rank = member.parameter, self.rank_of(member, group)
+        chosen = resolve_side(group["side"], *member.matrix_shape)
         found: dict[str, Tensor] = {}
-        for side, size in zip(SIDES, sizes, strict=True):
+        for side, size in zip(SIDES, member.held_shape, strict=True):
             if chosen not in (side, "full"):
                 continue
             if BASES[group["basis"]].selects:
                 rows = torch.arange(rank, device=p.device).expand(*member.stack_shape, -1).clone()
                 found[f"rows_{side}"] = rows
+                if group.get("select") in SCALED:
+                    found["row_scale"] = torch.ones_like(rows, dtype=self._state_dtype(p))
             else:
                 shape, dtype = (*member.stack_shape, size, rank), self._state_dtype(p)
                 found[f"basis_{side}"] = torch.zeros(shape, dtype=dtype, device=p.device)
@@ -113,8 +122,8 @@ class RefreshingOptimizer(GroupedOptimizer):
         }
 
     def _coordinates_shape(self, group: dict[str, Any], member: Member) -> tuple[int, ...]:
-        rank, (rows, cols) = self.rank_of(member, group), member.matrix_shape
-        side = resolve_side(group["side"], rows, cols)
+        rank, (rows, cols) = self.rank_of(member, group), member.held_shape
+        side = resolve_side(group["side"], *member.matrix_shape)
         shape = {"left": (rank, cols), "right": (rows, rank), "full": (rank, rank)}[side]
         return (*member.stack_shape, *shape)
 
@@ -122,11 +131,16 @@ class RefreshingOptimizer(GroupedOptimizer):
         for side, size in zip(SIDES, member.matrix_shape, strict=True):
             if (rows := state.get(f"rows_{side}")) is not None:
                 return RowProjector(rows, side, size, state.get("row_scale"))
-        return DenseProjector(state.get("basis_left"), state.get("basis_right"))
+        left, right = state.get("basis_left"), state.get("basis_right")
+        if left is not None and member.shard is not None:
+            return ShardedProjector(left, right, member.shard)
+        return DenseProjector(left, right)
 
     def _kind(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> BasisKind:
-        first = not _has_basis(state) or self._outgrown(group, member, state)
-        return BASES[group["init"] if first and group["init"] is not None else group["basis"]]
+        if group["init"] is None:
+            return BASES[group["basis"]]
+        first = not self._has_basis(member) or self._outgrown(group, member, state)
+        return BASES[group["init"] if first else group["basis"]]
 
     def _outgrown(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> bool:
         """Whether a constraint came or went that leaves another rank than the basis has."""
@@ -144,9 +158,9 @@ class RefreshingOptimizer(GroupedOptimizer):
         for key, value in state.items():
             if torch.is_tensor(value) and value.is_floating_point() and value.ndim:
                 state[key] = value.to(self._state_dtype(member.parameter))
-        fresh = int(state["refreshed"]) < 0 and not _has_basis(state)
+        fresh = not self._has_basis(member)
         kind = self._kind(group, member, state)
-        old = {side: None if fresh else state[key] for side, key in keys.items()}
+        old = {s: None if fresh else member.whole(s, state[key]) for s, key in keys.items()}
         new: dict[Side, Tensor] = {}
         for side, key in keys.items():
             found = self._find_basis(group, member, g, side, old[side], kind)
@@ -155,7 +169,8 @@ class RefreshingOptimizer(GroupedOptimizer):
                 state.pop("row_scale", None)
                 if scale is not None:
                     state["row_scale"] = scale.to(self._state_dtype(member.parameter))
-            new[side], state[key] = found, found.to(state[key].dtype).contiguous()
+            new[side] = found
+            state[key] = member.own(side, found).to(state[key].dtype).contiguous()
         if not fresh:
             self._transfer(group, state, old, new)
         state["refreshed"].copy_(state["step"])
@@ -193,7 +208,10 @@ class RefreshingOptimizer(GroupedOptimizer):
     ) -> Any:
         rank = self.rank_of(member, group)
         constraint = self._constraints.get(member.name, member.parameter)
+        shard = member.shard
         if self.compat and constraint is None:
+            if shard is not None:
+                return shard.agree(_lapack_basis(shard.gather(g), rank, side))
             return _lapack_basis(g, rank, side)
         allowed = None
         if constraint is not None:
@@ -201,12 +219,23 @@ class RefreshingOptimizer(GroupedOptimizer):
         step = int(self.state[member.parameter]["step"])
         generator = torch.Generator(device=g.device)
         generator.manual_seed(_seed(self.seed, member.index, step, SIDES.index(side)))
-        return kind.find(
-            Request(
-                g=g, rank=rank, side=side, old=None if self.compat else old, allowed=allowed,
-                generator=generator, options=group,
-            )
+        request = Request(
+            g=g, rank=rank, side=side, old=None if self.compat else old, allowed=allowed,
+            generator=generator, options=group,
         )  # fmt: skip
+        return kind.find(request) if shard is None else find_sharded(kind, request, shard)
+
+    def _has_basis(self, member: Member) -> bool:
+        """Whether the state holds a basis, from now or from before another constraint came."""
+        state = self.state[member.parameter]
+        if int(state["refreshed"]) >= 0:
+            return True
+        if float(state["step"]) == 0:
+            return False
+        if any(f"rows_{side}" in state for side in SIDES):
+            return True
+        found = any(bool(state[k].any()) for k in ("basis_left", "basis_right") if k in state)
+        return found if member.shard is None else member.shard.largest(float(found)) > 0
 
     def _refuse_early(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
         for group, members in work:
@@ -216,7 +245,7 @@ class RefreshingOptimizer(GroupedOptimizer):
                 if constraint is not None and constraint.frozen:
                     continue
                 due = not self.state.get(p) or self.refresh_due(member, group)
-                if due and not bool(torch.isfinite(self._gradient(member, full=False)).all()):
+                if due and not math.isfinite(_largest(self._gradient(member, full=False), member)):
                     self._refuse(member)
 
     def _refuse(self, member: Member) -> None:
@@ -231,18 +260,13 @@ class RefreshingOptimizer(GroupedOptimizer):
             warnings.warn(message, stacklevel=6)
 
 
-def _largest(g: Tensor) -> float:
-    """The largest magnitude, NaN if there is one; on a CPU 20 times faster than a maximum norm."""
-    return max(abs(float(x)) for x in torch.aminmax(g)) if g.numel() else 0.0
+def _largest(g: Tensor, member: Member) -> float:
+    """The largest magnitude of the whole gradient; NaN or infinity if there is one.
 
-
-def _has_basis(state: dict[str, Any]) -> bool:
-    """Whether the state holds a basis, from now or from before another constraint came."""
-    if int(state["refreshed"]) >= 0:
-        return True
-    if any(f"rows_{side}" in state for side in SIDES):
-        return float(state["step"]) > 0
-    return any(bool(state[k].any()) for k in ("basis_left", "basis_right") if k in state)
+    On a CPU 20 times faster than a maximum norm.
+    """
+    largest = max(abs(float(x)) for x in torch.aminmax(g)) if g.numel() else 0.0
+    return largest if member.shard is None else member.shard.largest(largest)
 
 
 def _lapack_basis(g: Tensor, rank: int, side: str) -> Tensor:

@@ -141,7 +141,10 @@ def build_report(optimizer: "GroupedOptimizer") -> OptimizerReport:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor that `optimizer` holds as state now, counters excluded."""
+    """Bytes of every tensor that `optimizer` holds as state now, counters excluded.
+
+    Of sharded parameters that is what this process holds; a report counts the whole once.
+    """
     return sum(
         value.numel() * value.element_size()
         for state in optimizer.state.values()

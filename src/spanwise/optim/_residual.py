@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanwise.optim._options import check_number
+from spanwise.optim._shard import Shard
 
 # Fira's own guard in phi, and the norm below which the limiter has nothing to compare with: O has
 # entries of about 1, so that a whole matrix of norm 1e-8 is no step at all.
@@ -62,6 +63,7 @@ def recover_(
     group: Mapping[str, Any],
     axis: int,
     age: float,
+    shard: Shard | None = None,
 ) -> Float[Tensor, "*stack c e"]:
     """Change `x` and find factors f so that `scale * (lift(x) + f * G)` is the whole step.
 
@@ -74,6 +76,8 @@ def recover_(
         group: Options `residual`, `scale`, `residual_scale` and `growth_limit`.
         axis: The axis of the coordinates that a basis made, -2 for a left one, -1 for a right.
         age: Steps that the moments have seen, this one included.
+        shard: Which rows of G this process holds, if not all; then those of f and, with a basis
+            on the right, of `r` and `x` as well.
 
     Returns:
         f, one factor for each column along `axis`, `(*stack, 1, cols)` or `(*stack, rows, 1)`.
@@ -90,9 +94,13 @@ def recover_(
     outer = (1.0 if fira else scale) if outer is None else outer
     low = _norms(r, axis, r.dtype)
     phi = _norms(x, axis, r.dtype) / (low + _TINY)
-    whole = phi * _norms(g, axis, r.dtype)
+    lengths = _norms(g, axis, r.dtype)
+    if shard is not None and axis == -2:
+        lengths = shard.sum(lengths.square_()).sqrt_()
+    whole = phi * lengths
     rest = whole.square() - (2 * inside - inside**2) * (phi * low).square()
-    norm = rest.clamp_(min=0).sum(dim=(-2, -1)).sqrt()
+    total = rest.clamp_(min=0).sum(dim=(-2, -1))
+    norm = (total if shard is None or axis == -2 else shard.sum(total)).sqrt()
     if fira:
         # Its O is not corrected for bias, and so neither is the norm that its limiter compares.
         beta1, beta2 = group["betas"]

@@ -17,6 +17,8 @@ Selection = Literal["topr", "multinomial_norm", "multinomial_norm_nr", "uniform"
 SELECTIONS: tuple[str, ...] = (
     "topr", "multinomial_norm", "multinomial_norm_nr", "uniform", "uniform_nr",
 )  # fmt: skip
+SCALED: tuple[str, ...] = ("multinomial_norm", "uniform")
+"""Selections drawn with replacement, whose rows have a scale."""
 
 # Past this mean a Poisson count and its mean agree to 3e-5, and torch draws no larger ones.
 _MANY = 1e9

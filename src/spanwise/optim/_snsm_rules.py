@@ -34,6 +34,18 @@ def subsets_for(group: Mapping[str, Any], member: Member) -> Subsets:
     return _cached(*member.matrix_shape, size, group["ragged"])
 
 
+def subset_kind(group: Mapping[str, Any], rows: int, cols: int) -> str:
+    """What the subsets of a rows x cols matrix are: rows, columns or chunks."""
+    size = group["subset_size"] if has_subsets(group) else 1
+    return _cached(rows, cols, size, group["ragged"]).kind
+
+
+def held_subsets(group: Mapping[str, Any], member: Member) -> int:
+    """How many second moments this process keeps of one matrix."""
+    subsets = subsets_for(group, member)
+    return member.held_shape[0] if subsets.kind == "rows" else subsets.count
+
+
 @functools.cache
 def _cached(rows: int, cols: int, size: int | str, ragged: bool) -> Subsets:
     return subsets_of(rows, cols, size, ragged=ragged)
@@ -75,6 +87,10 @@ def update_denominators(
         (m.subsets.means_of_squares if mean else m.subsets.sums_of_squares)(m.g, v.dtype)
         for m, v in zip(matrices, vs, strict=True)
     ]
+    for i, matrix in enumerate(matrices):
+        shard = matrix.member.shard
+        if shard is not None and matrix.subsets.kind == "columns":
+            squares[i] = shard.sum(squares[i])
     if beta < 1:
         torch._foreach_lerp_(vs, squares, 1 - beta)
     else:

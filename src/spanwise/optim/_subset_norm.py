@@ -176,7 +176,7 @@ def _column_sums(g: Tensor, dtype: torch.dtype) -> Tensor:
     if g.device.type != "cpu":
         return torch.linalg.vector_norm(g, dim=-2, dtype=dtype).square_()
     rows = g.shape[-2]
-    height = min(_FOLD, rows)
+    height = min(_FOLD, max(rows, 1))  # a process may hold no rows
     folded = g[..., :height, :].to(dtype).square()
     for start in range(height, rows, height):
         block = g[..., start : start + height, :].to(dtype)

@@ -14,7 +14,14 @@ from spanwise.optim._engine import SubspaceOptimizer, Work
 from spanwise.optim._groups import Member, resolve_side
 from spanwise.optim._options import CommonOptions, check_number
 from spanwise.optim._refresh import Projector, Side
-from spanwise.optim._rows import SELECTIONS, GatheredRows, RowProjector, row_gradient, synchronize
+from spanwise.optim._rows import (
+    SCALED,
+    SELECTIONS,
+    GatheredRows,
+    RowProjector,
+    row_gradient,
+    synchronize,
+)
 
 
 class Grass(SubspaceOptimizer):
@@ -109,7 +116,7 @@ class Grass(SubspaceOptimizer):
         """Two moments of r rows, r indices (each as large as two numbers), their scale and age."""
         rank = options["rank"]
         side = resolve_side(options["side"], rows, cols)
-        scaled = options["select"] in ("multinomial_norm", "uniform")
+        scaled = options["select"] in SCALED
         aged = options["moments"] == "keep_common"
         return 2 * rank * (cols if side == "left" else rows) + rank * (2 + scaled + aged)
 
@@ -171,7 +178,7 @@ class Grass(SubspaceOptimizer):
         if decay and rate and group["decay"] == "selected":
             projector = work.projector
             assert isinstance(projector, RowProjector)
-            w = stored_matrix(work.member.parameter, work.member.layout)
+            w = stored_matrix(work.member.held, work.member.layout)
             x = x.sub(projector.coordinates_of(w), alpha=float(group["lr"]) * decay / rate)
             group = {**group, "weight_decay": 0.0}
         super()._write(group, work, x)

@@ -26,6 +26,7 @@ from spanwise.optim._rows import (
     row_gradient,
     synchronize,
 )
+from spanwise.optim._shard import is_sharded
 from spanwise.optim.grass import Grass
 
 
@@ -272,6 +273,7 @@ def grass_linear_(
         TypeError: If `optimizer` is no `Grass`.
         ValueError: If nothing is left to convert, a weight is tied, a module is converted
             already, `model` is wrapped in DDP, or `refresh="dense"` meets a `process_group`.
+        NotImplementedError: If `model` is sharded.
         RuntimeError: In training, if a module is used twice before its backward pass (with
             `refresh="first"`), its weight has a gradient from elsewhere, or a second derivative
             is asked for.
@@ -299,6 +301,11 @@ def grass_linear_(
         raise ValueError(
             "model is wrapped in DDP already, which waits for the whole gradients. Convert first "
             "with grass_linear_(model, optimizer, process_group=...), then wrap."
+        )
+    if any(is_sharded(p) for p in model.parameters()):
+        raise NotImplementedError(
+            "model is sharded over processes (fully_shard), which reduces whole gradients itself. "
+            "Grass takes them as they are, without grass_linear_."
         )
     owned = {
         id(member.parameter): (i, j)

@@ -16,6 +16,7 @@ from spanwise.optim._online_pca import MEMORY, memory_shapes, retract, step_base
 from spanwise.optim._options import CommonOptions, check_count, check_number
 from spanwise.optim._other_rules import adafactor_, lion_
 from spanwise.optim._projector import DenseProjector
+from spanwise.optim._sharded import ShardedProjector
 
 PROJ_LR = 1 / 200
 BASES_RULES = tuple(MEMORY)
@@ -27,6 +28,12 @@ _MOMENTS_KEPT = {"lion": ("keep", "rotate", "reset"), "adafactor": ("keep",)}
 
 class DriftingProjector(DenseProjector):
     """A dense projector whose columns learning has moved away from orthonormal."""
+
+    orthonormal = False
+
+
+class ShardedDriftingProjector(ShardedProjector):
+    """The same where the rows of the gradient are spread over processes."""
 
     orthonormal = False
 
@@ -185,9 +192,34 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
     # -- state ----------------------------------------------------------------------------
 
     @override
+    def sharding_gap(self, group: Mapping[str, Any], rows: int, cols: int) -> str | None:
+        """Why this group cannot treat a rows x cols weight whose rows are spread; None if it can.
+
+        What needs all rows of a spread basis or of spread coordinates at once is missing.
+        """
+        left = resolve_side(group["side"], rows, cols) == "left"
+        if left and group["retract"] is not None:
+            return f'retract = {group["retract"]!r} needs a basis in one place: side="local"'
+        if left and group["proj_optimizer"] == "adafactor":
+            return 'proj_optimizer = "adafactor" needs a basis in one place: side="local"'
+        if not left and group["base"] == "adafactor":
+            return 'base = "adafactor" needs coordinates in one place: side="left"'
+        return super().sharding_gap(group, rows, cols)
+
+    @override
+    def spread_state(self, group: Mapping[str, Any], member: Member) -> tuple[str, ...]:
+        """The keys of a sharded parameter's state that are spread as its rows are."""
+        keys = super().spread_state(group, member)
+        if "exp_avg" in keys:  # plain, or with a basis on the right
+            return keys
+        return (*keys, *MEMORY[group["proj_optimizer"]])
+
+    @override
     def _allocate(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         p, dtype = member.parameter, self._state_dtype(member.parameter)
-        rank, size = self.rank_of(member, group), _basis_size(group, *member.matrix_shape)
+        rank = self.rank_of(member, group)
+        left = resolve_side(group["side"], *member.matrix_shape) == "left"
+        size = member.held_shape[0 if left else 1]
         shapes = _weight_memory(group["base"], self._coordinates_shape(group, member))
         shapes |= memory_shapes(group["proj_optimizer"], (*member.stack_shape, size, rank))
         found = {k: torch.zeros(s, dtype=dtype, device=p.device) for k, s in shapes.items()}
@@ -220,7 +252,10 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
 
     @override
     def _projector(self, member: Member, state: dict[str, Any]) -> DenseProjector:
-        return DriftingProjector(state.get("basis_left"), state.get("basis_right"))
+        left, right = state.get("basis_left"), state.get("basis_right")
+        if left is not None and member.shard is not None:
+            return ShardedDriftingProjector(left, right, member.shard)
+        return DriftingProjector(left, right)
 
     @override
     def looks_beyond(self, group: dict[str, Any]) -> bool:
@@ -240,7 +275,7 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
     def _write_signs(self, group: dict[str, Any], work: Work) -> None:
         # Released code: the sign of the lifted momentum, which is not in the subspace and knows
         # no scale. Energy falls for every path of P only if W moves by the lift of the sign.
-        p, lr, decay = work.member.parameter, float(group["lr"]), group["weight_decay"]
+        p, lr, decay = work.member.held, float(group["lr"]), group["weight_decay"]
         momentum, r = work.state["exp_avg"], work.r.to(work.state["exp_avg"].dtype)
         update = work.projector.lift(momentum.lerp(r, 1 - _LION_BETAS[0])).sign_().mul_(-lr)
         momentum.lerp_(r, 1 - _LION_BETAS[1])

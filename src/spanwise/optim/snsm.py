@@ -28,6 +28,8 @@ from spanwise.optim._snsm_rules import (
     divided,
     has_subsets,
     has_subspace,
+    held_subsets,
+    subset_kind,
     subsets_for,
     update_denominators,
     update_numerator,
@@ -229,6 +231,22 @@ class SNSM(WholeMoments):
     # -- state ----------------------------------------------------------------------------
 
     @override
+    def sharding_gap(self, group: Mapping[str, Any], rows: int, cols: int) -> str | None:
+        """Why this group cannot treat a weight whose rows are spread; None if it can."""
+        if has_second_moment(group) and subset_kind(group, rows, cols) == "chunks":
+            return 'its second moments are no whole rows or columns (subset_size="heuristics")'
+        return super().sharding_gap(group, rows, cols) if has_subspace(group) else None
+
+    @override
+    def spread_state(self, group: Mapping[str, Any], member: Member) -> tuple[str, ...]:
+        """The keys of a sharded parameter's state that are spread as its rows are."""
+        if not self.is_projected(group):
+            return super().spread_state(group, member)
+        keys = super().spread_state(group, member) if has_subspace(group) else ("exp_avg",)
+        rows = subset_kind(group, *member.matrix_shape) == "rows"
+        return tuple({*keys, "exp_avg_sq"} if rows else {*keys} - {"exp_avg_sq"})
+
+    @override
     def _allocate_basis(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         return super()._allocate_basis(group, member) if has_subspace(group) else {}
 
@@ -239,9 +257,9 @@ class SNSM(WholeMoments):
         if has_subspace(group):
             shapes["exp_avg"] = self._coordinates_shape(group, member)
         elif has_momentum(group):
-            shapes["exp_avg"] = (*member.stack_shape, *member.matrix_shape)
+            shapes["exp_avg"] = (*member.stack_shape, *member.held_shape)
         if has_second_moment(group):
-            shapes["exp_avg_sq"] = (*member.stack_shape, subsets_for(group, member).count)
+            shapes["exp_avg_sq"] = (*member.stack_shape, held_subsets(group, member))
         dtype = self._state_dtype(p)
         return {k: torch.zeros(s, dtype=dtype, device=p.device) for k, s in shapes.items()}
 
@@ -319,7 +337,7 @@ class SNSM(WholeMoments):
     def _move(self, group: dict[str, Any], matrix: Matrix, denominator: Tensor | None) -> None:
         """W <- W - rate (base - lift(pull)) / denominator, then decay."""
         member, projector, subsets = matrix.member, matrix.projector, matrix.subsets
-        p, constraint = member.parameter, matrix.constraint
+        p, constraint = member.held, matrix.constraint
         rate = self._rate(group, matrix.state) * correction_of(group, float(matrix.state["step"]))
         decay = float(group["lr"]) * group["weight_decay"]
         base, pull = update_numerator(group, matrix)
