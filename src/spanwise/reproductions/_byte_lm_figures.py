@@ -103,7 +103,9 @@ def draw_against(
     ax.set_xlim(left * 0.85, column * (right / left) ** 0.75)
     ax.set_ylim(min(low, places[0]) - gap, max(high, places[-1]) + gap)
     ticks = [
-        t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if left * 0.85 <= t <= right * 1.2
+        t
+        for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+        if left * 0.85 <= t <= right * 1.2
     ]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
