@@ -45,8 +45,14 @@ def draw_rates(ax: "Axes", result: Result) -> None:
     ax.set_title("Loss (nats/byte) on the tuning seeds")
     # The tuned ends are what matters: a diverging rate must not flatten them.
     span = max(worst - best, 0.1)
-    ax.set_ylim(best - 0.3 * span, worst + (1.6 + 0.45 * len(result.arms)) * span)
-    ax.legend(loc="upper left", fontsize=8)
+    ax.set_ylim(best - 0.3 * span, worst + 2.2 * span)
+    _legend_below(ax)
+
+
+def _legend_below(ax: "Axes") -> None:
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5, columnspacing=1.2
+    )  # fmt: skip
 
 
 def draw_memory(ax: "Axes", result: Result) -> None:
@@ -59,19 +65,17 @@ def draw_memory(ax: "Axes", result: Result) -> None:
         if not losses:
             continue
         size = means[arm] / 1e6
-        while any(abs(size - other) < 0.035 * most for other in taken):
-            size += 0.035 * most  # arms of equal state stand side by side
+        while any(abs(size - other) < 0.02 * most for other in taken):
+            size += 0.02 * most  # arms of equal state stand side by side
         taken.append(size)
         ax.plot([size] * len(losses), losses, "o", color=colour[arm], alpha=0.65,
                 markeredgewidth=0)  # fmt: skip
-        bar = [size - 0.012 * most, size + 0.012 * most]
+        bar = [size - 0.008 * most, size + 0.008 * most]
         ax.plot(bar, [fmean(losses)] * 2, color=colour[arm], linewidth=2.5, label=label)
     ax.set_xlim(0, 1.12 * most)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.09 * len(result.arms) * (high - low))  # room for the legend
     ax.set_xlabel("optimizer state of the matrices (MB)")
     ax.set_title("Loss (nats/byte) on fresh seeds")
-    ax.legend(loc="upper right", fontsize=8)
+    _legend_below(ax)
 
 
 def draw_against(

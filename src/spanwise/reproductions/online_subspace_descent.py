@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from spanwise.report import PALETTE, Check, Panel, Result, Row
+from spanwise.report import Check, Panel, Result, Row
 from spanwise.reproductions import _family as family
+from spanwise.reproductions._byte_lm_figures import colours
 from spanwise.reproductions._family import (
     PRESETS,
     Settings,
@@ -76,16 +77,15 @@ def notes(sweep: tuple[Row, ...], best: Mapping[str, float]) -> tuple[str, ...]:
 
 def draw_captured(ax: "Axes", result: Result) -> None:
     """Share of the gradient's energy in each basis over time, the optimum dotted."""
-    for index, (arm, label) in enumerate(result.arms.items()):
+    colour = colours(result)
+    for arm, label in result.arms.items():
         rows = [row for row in result.rows if row["arm"] == arm and row.get("captured")]
         if not rows:
             continue
         steps = [point["step"] for point in rows[0]["captured"]]
         for key, line in (("share", "-"), ("best", ":")):
             means = [fmean(row["captured"][i][key] for row in rows) for i in range(len(steps))]
-            ax.plot(
-                steps, means, line, color=PALETTE[index], label=label if key == "share" else None
-            )
+            ax.plot(steps, means, line, color=colour[arm], label=label if key == "share" else None)
     ax.set_ylim(0, 1)
     ax.set_xlabel("step")
     ax.set_title("Gradient energy in the basis")
