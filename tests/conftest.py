@@ -19,3 +19,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _subnormal_numbers_stay():
+    """Training flushes them for speed, in the whole process; other tests must not notice."""
+    yield
+    torch.set_flush_denormal(False)
