@@ -164,7 +164,7 @@ def table(result: Result, timings: Mapping[str, Mapping[str, float]]) -> str:
             f'| <a id="{anchor}"></a>{label} | {result.chosen[arm]:g} | '
             f"{'diverged' if loss is None else f'{loss:.3f}'} | {against} | "
             f"{100 * (state or 0.0) / whole:.0f} % | "
-            f"{'—' if time is None else f'{time:.2g} x'} |"
+            f"{'—' if time is None else f'{time:,.1f} x'} |"
         )
     return "\n".join(lines)
 
@@ -178,9 +178,10 @@ def timing_table(timings: Mapping[str, Mapping[str, Any]]) -> str:
     for row in sorted(timings.values(), key=lambda row: row["over_adamw_fused"]):
         refresh = f"{row['refresh_ms']:.0f} ms" if row["refresh_ms"] else "—"
         peak = f"{row['peak_bytes'] / 1e6:.0f} MB" if row["peak_bytes"] else "—"
+        amortised = f"{row['amortised_ms']:,.0f} ms" if row["amortised_ms"] else "—"
         lines.append(
-            f"| {row['label']} | {row['step_ms']:.0f} ms | {row['over_adamw_fused']:.2f} x | "
-            f"{row['over_galore']:.2f} x | {refresh} | {row['amortised_ms']:.0f} ms | "
+            f"| {row['label']} | {row['step_ms']:,.0f} ms | {row['over_adamw_fused']:,.2f} x | "
+            f"{row['over_galore']:.2f} x | {refresh} | {amortised} | "
             f"{row['state_bytes_linear'] / 1e6:.1f} MB | {peak} |"
         )
     return "\n".join(lines)

@@ -140,7 +140,8 @@ class OptimizerOptions:
                 )
             if name in chosen:
                 raise ValueError(f"{name} is given twice, the second time by {entry!r}; keep one.")
-            chosen[name] = _read(value.strip(), entry)
+            found = _read(value.strip(), entry)
+            chosen[name] = tuple(found) if isinstance(found, list) else found
         return chosen
 
     def rate(self, *, pretrained: bool) -> float:
