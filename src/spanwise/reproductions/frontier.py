@@ -135,7 +135,7 @@ TIMED = {"galore_randomized": "galore", "grass_topr": "grass", "grass_sampled": 
 """Arm -> its row in results/benchmarks/optimizers.json, where that has another name."""
 
 
-def table(result: Result, timings: Mapping[str, Mapping[str, float]]) -> str:
+def table(result: Result, timings: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as Markdown, best loss first, with an anchor for every row.
 
     Args:
