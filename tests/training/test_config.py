@@ -101,7 +101,7 @@ def test_an_option_of_a_subspace_method_is_none_of_a_rival(option):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("0.5", 0.5), ("1e-3", 1e-3), ("-2E5", -2e5), ("None", None), ("null", None), ("topr", "topr"),
-     ("true", True), ("[0.9, 0.95]", [0.9, 0.95]), ("7", 7)],
+     ("true", True), ("[0.9, 0.95]", (0.9, 0.95)), ("7", 7)],
 )  # fmt: skip
 def test_an_option_by_name_is_read_as_what_it_looks_like(text, value):
     # YAML takes 1e-3 and None for words; one would fail amid a step, the other by a riddle.
