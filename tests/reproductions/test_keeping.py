@@ -178,13 +178,14 @@ def test_an_update_inside_the_atlas_fails():
 
 def synthetic(cell):
     """Forgets least at a rate of 1e-2."""
-    return {"forgot_at_level": abs(math.log10(cell["rate"]) + 2), "peak_bytes": None}
+    curve = [[1.0, 1.0, abs(math.log10(cell["rate"]) + 2)]]
+    return {"path": curve, "shrink": curve, "peak_bytes": None}
 
 
 def test_derived_arms_follow_the_rate_of_their_source():
     settings = type(
         "Settings", (), {"rates": (1e-3, 1e-2, 1e-1), "tuning_seeds": (0,), "seeds": (100,),
-                         "extensions": 0},
+                         "extensions": 0, "level": 1.0},
     )  # fmt: skip
     tuning, fresh = tune_and_run(
         synthetic, ["a", "low"], settings, {}, derived={"low": ("a", 0.5)}, workers=1

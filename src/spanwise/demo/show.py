@@ -16,7 +16,7 @@ from spanwise.demo.screens import Screen, Shown
 from spanwise.io import check_place
 from spanwise.report import Result, format_value
 from spanwise.reproductions import demo as experiment
-from spanwise.reproductions._keeping import Losses, Taught, Watch
+from spanwise.reproductions._keeping import Losses, Taught, Watch, at_level
 from spanwise.reproductions._lesson import Lesson, Settings, Texts, losses_of, new_model
 from spanwise.reproductions.demo import ARMS, OURS
 from spanwise.training import MemoryPlan, TrainConfig, alpha, plan
@@ -173,7 +173,7 @@ def teach_all(
         model, taught = lesson.teach(arm, rate, line.watch(label, lesson.settings.steps, lesson))
         share = lesson.inside(model, out / f"{arm}.safetensors")
         row = {"arm": arm, "rate": rate, "seed": lesson.seed, "inside": 100 * share}
-        rows.append({**row, **taught.row(lesson.settings.level)})
+        rows.append({**row, **at_level(taught.row(), lesson.settings.level)})
         losses = Losses(lesson.base.new - taught.learned, lesson.base.old + taught.forgot)
         shown.append(_shown(ARMS[arm], lesson, model, taught, losses, share))
         if arm in SHRUNK:

@@ -98,10 +98,9 @@ class Taught:
         """Rise of the old loss at the end."""
         return self.path.points[-1][2]
 
-    def row(self, level: float) -> dict[str, Any]:
-        """Plain values for a result."""
+    def row(self) -> dict[str, Any]:
+        """Plain values for a result; what was forgotten at a level is read off its curves."""
         return {
-            "forgot_at_level": forgot_at(level, self.path, self.shrink),
             "learned": self.learned,
             "forgot": self.forgot,
             "state_bytes": self.state_bytes,
@@ -109,6 +108,15 @@ class Taught:
             "path": [list(point) for point in self.path.points],
             "shrink": [list(point) for point in self.shrink.points],
         }
+
+
+def at_level(row: Mapping[str, Any], level: float) -> dict[str, Any]:
+    """A row of `Taught` with what it forgot where it had learned `level`.
+
+    Read off the curves afterwards, so that another level needs no other training.
+    """
+    path, shrink = (Curve(tuple(map(tuple, row[key]))) for key in ("path", "shrink"))
+    return {"forgot_at_level": forgot_at(level, path, shrink), **row}
 
 
 Watch = Callable[[int, Losses | None], None]

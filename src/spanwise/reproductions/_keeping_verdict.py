@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from spanwise.report import Check, Progress, Row, Tuning, Workers, tune
+from spanwise.reproductions._keeping import at_level
 
 FLOOR = 1e-3
 """Forgetting below this many nats per token counts as this much in a ratio."""
 
 METRIC = "forgot_at_level"
+
+SCHEDULE = ("level", "rates", "extensions", "tuning_seeds", "seeds")
+"""Settings that no cell depends on."""
 
 
 def tune_and_run(
@@ -27,9 +31,9 @@ def tune_and_run(
     """Choose rates on the tuning seeds, then run every arm on the fresh ones.
 
     Args:
-        function: Runs one cell `{"arm", "rate", "seed", **common}`.
+        function: Runs one cell `{"arm", "rate", "seed", **common}`; gives `Taught.row`.
         arms: Names of all arms.
-        settings: With `rates`, `tuning_seeds`, `seeds`, `extensions`.
+        settings: With `level`, `rates`, `tuning_seeds`, `seeds`, `extensions`.
         common: What every cell carries besides.
         derived: Arm -> (another arm, factor): its rate is the other's times the factor.
         workers: As `run_cells`.
@@ -43,7 +47,10 @@ def tune_and_run(
 
         def evaluate(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
             records = pool.map([{**cell, **common} for cell in cells])
-            return [{**cell, **record} for cell, record in zip(cells, records, strict=True)]
+            return [
+                {**cell, **at_level(record, settings.level)}
+                for cell, record in zip(cells, records, strict=True)
+            ]
 
         tuning = tune(
             evaluate,

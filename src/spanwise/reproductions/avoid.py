@@ -13,7 +13,7 @@ from spanwise.report import Metric, Panel, Progress, Result
 from spanwise.reproductions import _teach_135m as teaching
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
-from spanwise.reproductions._keeping_verdict import judge, tune_and_run
+from spanwise.reproductions._keeping_verdict import SCHEDULE, judge, tune_and_run
 from spanwise.reproductions._teach_135m import Lesson, Settings
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         inside = lesson.inside(Path(folder) / "tuned.safetensors")
     base = {"base_old": lesson.base.old, "base_new": lesson.base.new}
-    return {**taught.row(settings.level), "inside": 100 * inside, **base}
+    return {**taught.row(), "inside": 100 * inside, **base}
 
 
 def run(
@@ -111,8 +111,7 @@ def run(
     """
     start = time.perf_counter()
     settings = settings or PRESETS[preset]
-    schedule = ("rates", "extensions", "tuning_seeds", "seeds")
-    own = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in schedule}
+    own = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in SCHEDULE}
     texts = teaching.digest(settings)
     # Made here, so that no two cells make the atlas at once.
     atlas = Lesson(settings, 0).atlas

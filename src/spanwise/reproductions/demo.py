@@ -12,7 +12,7 @@ import torch
 from spanwise.report import Check, Metric, Panel, Progress, Result, Row, Tuning, run_cells
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
-from spanwise.reproductions._keeping_verdict import judge, tune_and_run
+from spanwise.reproductions._keeping_verdict import SCHEDULE, judge, tune_and_run
 from spanwise.reproductions._lesson import Lesson, Settings, Texts
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     model, taught = lesson.teach(cell["arm"], cell["rate"])
     with tempfile.TemporaryDirectory() as folder:
         inside = lesson.inside(model, Path(folder) / "tuned.safetensors")
-    return {**taught.row(settings.level), "inside": 100 * inside}
+    return {**taught.row(), "inside": 100 * inside}
 
 
 def run(
@@ -137,11 +137,7 @@ def run(
     start = time.perf_counter()
     settings = settings or PRESETS[preset]
     texts = Texts.load(settings)
-    own = {
-        f.name: getattr(settings, f.name)
-        for f in fields(Settings)
-        if f.name not in ("rates", "extensions", "tuning_seeds", "seeds")
-    }
+    own = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in SCHEDULE}
     seeds = [*settings.tuning_seeds, *settings.seeds]
     run_cells(prepare_cell, [{"settings": own, "seed": s} for s in seeds], workers)
     tuning, rows = tune_and_run(
