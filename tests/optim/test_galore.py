@@ -9,7 +9,7 @@ from torch import nn
 from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
-from spanwise.optim._projector import DenseProjector
+from spanwise.optim._bases.projector import DenseProjector
 
 SIDES = ["left", "right", "full", "short", "long"]
 
@@ -184,7 +184,7 @@ def test_flipping_and_permuting_basis_with_moments_changes_nothing():
 
 
 def test_refresh_does_not_depend_on_lapack_signs(monkeypatch):
-    import spanwise.optim._bases as bases
+    import spanwise.optim._bases.kinds as bases
 
     real, calls = bases.top_subspace, []
 
@@ -388,7 +388,7 @@ def test_unchanged_basis_makes_every_transfer_a_no_op(moments):
 
 
 def test_project_aware_transfer_matches_its_formula():
-    from spanwise.optim._transfer import project_aware_
+    from spanwise.optim._engine.transfer import project_aware_
 
     gen = torch.Generator().manual_seed(0)
     m = torch.randn(3, 5, generator=gen, dtype=torch.float64)

@@ -11,7 +11,7 @@ from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import SNSM, AdamSN, GaLore, Grass, param_groups, state_bytes
-from spanwise.optim._rows import SELECTIONS
+from spanwise.optim._bases.rows import SELECTIONS
 
 SIDES = ["short_left", "short", "long", "left", "right"]
 

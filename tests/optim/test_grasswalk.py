@@ -12,9 +12,9 @@ from conformance.optimizers import OptimizerSuite
 from spanwise.linalg import captured_energy, grassmann, principal_angles
 from spanwise.linalg.bases import random_basis
 from spanwise.optim import GaLore, GrassJump, GrassWalk, state_bytes
-from spanwise.optim._constraint import SideConstraint
-from spanwise.optim._grassmann_bases import jump, track, walk
-from spanwise.optim._transfer import change_of_basis, project_aware_
+from spanwise.optim._bases.grassmann import jump, track, walk
+from spanwise.optim._engine.transfer import change_of_basis, project_aware_
+from spanwise.optim._guard.constraint import SideConstraint
 
 F64 = torch.float64
 SHAPES = [(9, 14), (14, 9), (10, 10)]

@@ -20,7 +20,7 @@ from spanwise.optim import (
     guard,
     param_groups,
 )
-from spanwise.optim._constraint import SideConstraint
+from spanwise.optim._guard.constraint import SideConstraint
 from spanwise.optim.osd import OnlineSubspaceDescent
 
 # name -> (shape, layout); dimensions of the map follow from the layout.

@@ -12,8 +12,8 @@ from torch import nn
 from conformance.optimizers import OptimizerSuite, small_model
 from spanwise.linalg.bases import principal_angles, random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
-from spanwise.optim._online_pca import pca_gradient, pca_loss, retract, step_bases_
-from spanwise.optim._projector import DenseProjector
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._osd.online_pca import pca_gradient, pca_loss, retract, step_bases_
 from spanwise.optim.osd import OnlineSubspaceDescent
 
 RULES = ["adamw", "sgd", "lion", "adafactor"]

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from spanwise.linalg.bases import random_basis
-from spanwise.optim._constraint import SideConstraint
-from spanwise.optim._rows import (
+from spanwise.optim._bases.rows import (
     SELECTIONS,
     RowProjector,
     choose_rows,
     coordinates_inside,
     line_norms,
 )
+from spanwise.optim._guard.constraint import SideConstraint
 
 
 def seeded(seed=0):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spanwise.optim._rules import adam_
+from spanwise.optim._engine.rules import adam_
 
 
 def tensors(seed, dtype=torch.float32):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spanwise.optim._subset_norm import largest_divisor, subsets_of
+from spanwise.optim._snsm.subset_norm import largest_divisor, subsets_of
 
 F64 = torch.float64
 SHAPES = [(7, 5), (5, 7), (6, 6), (300, 4), (3, 300)]

@@ -1,9 +1,9 @@
 """Optimizers that work in a subspace of the gradient, and the guard that any optimizer obeys."""
 
-from spanwise.optim._constraints import project_lora_
-from spanwise.optim._groups import ParamGroups, param_groups
-from spanwise.optim._guard import Guard, guard
-from spanwise.optim._options import CommonOptions
+from spanwise.optim._engine.groups import ParamGroups, param_groups
+from spanwise.optim._engine.options import CommonOptions
+from spanwise.optim._guard.constraints import project_lora_
+from spanwise.optim._guard.guard import Guard, guard
 from spanwise.optim._plan import plan_state_bytes
 from spanwise.optim._report import OptimizerReport, ReportRow, state_bytes
 from spanwise.optim._zoo import METHODS, OURS, build_optimizer

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from spanwise.optim._options import GROUP_DEFAULTS
+from spanwise.optim._engine.options import GROUP_DEFAULTS
 from spanwise.optim._zoo import OURS
 
 RIVALS = ("adamw", "muon", "sgd", "sgd_momentum")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from spanwise.optim._groups import resolve_side
+from spanwise.optim._engine.groups import resolve_side
 
 if TYPE_CHECKING:
-    from spanwise.optim._base import GroupedOptimizer
+    from spanwise.optim._engine.base import GroupedOptimizer
 
 Kind = Literal["projected", "plain", "frozen"]
 

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.layouts import strip_prefixes
-from spanwise.optim._groups import param_groups
-from spanwise.optim._guard import guard
+from spanwise.optim._engine.groups import param_groups
+from spanwise.optim._guard.guard import guard
 from spanwise.optim.galore import GaLore
 from spanwise.optim.grass import Grass
 from spanwise.optim.grasswalk import GrassJump, GrassWalk

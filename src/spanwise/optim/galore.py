@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar, Unpack
 
-from spanwise.optim._engine import SubspaceOptimizer
-from spanwise.optim._options import CommonOptions
+from spanwise.optim._engine.options import CommonOptions
+from spanwise.optim._engine.subspace import SubspaceOptimizer
 
 
 class GaLore(SubspaceOptimizer):

@@ -9,12 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._bases import BasisKind
-from spanwise.optim._engine import SubspaceOptimizer, Work
-from spanwise.optim._groups import Member, resolve_side
-from spanwise.optim._options import CommonOptions, check_number
-from spanwise.optim._refresh import Projector, Side
-from spanwise.optim._rows import (
+from spanwise.optim._bases.kinds import BasisKind
+from spanwise.optim._bases.rows import (
     SCALED,
     SELECTIONS,
     GatheredRows,
@@ -22,6 +18,10 @@ from spanwise.optim._rows import (
     row_gradient,
     synchronize,
 )
+from spanwise.optim._engine.groups import Member, resolve_side
+from spanwise.optim._engine.options import CommonOptions, check_number
+from spanwise.optim._engine.refresh import Projector, Side
+from spanwise.optim._engine.subspace import SubspaceOptimizer, Work
 
 
 class Grass(SubspaceOptimizer):

@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from spanwise.layouts import LinearMap, linear_maps
-from spanwise.optim._groups import Member
-from spanwise.optim._options import check_choice
-from spanwise.optim._rows import (
+from spanwise.optim._bases.rows import (
     RowGradient,
     RowProjector,
     average_,
     row_gradient,
     synchronize,
 )
-from spanwise.optim._shard import is_sharded
+from spanwise.optim._engine.groups import Member
+from spanwise.optim._engine.options import check_choice
+from spanwise.optim._sharding.shard import is_sharded
 from spanwise.optim.grass import Grass
 
 

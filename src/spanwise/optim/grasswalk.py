@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Unpack
 from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._engine import SubspaceOptimizer
-from spanwise.optim._grassmann_bases import WALK_ANGLE
-from spanwise.optim._groups import check_layouts, resolve_aliases, resolve_side
-from spanwise.optim._options import CommonOptions, check_number
+from spanwise.optim._bases.grassmann import WALK_ANGLE
+from spanwise.optim._engine.groups import check_layouts, resolve_aliases, resolve_side
+from spanwise.optim._engine.options import CommonOptions, check_number
+from spanwise.optim._engine.subspace import SubspaceOptimizer
 
 
 class GrassmannOptimizer(SubspaceOptimizer):

@@ -9,14 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._engine import SubspaceOptimizer, Work
-from spanwise.optim._groups import Member, resolve_side
-from spanwise.optim._lessons import batches_of, find_lessons, hold_basis
-from spanwise.optim._online_pca import MEMORY, memory_shapes, retract, step_bases_
-from spanwise.optim._options import CommonOptions, check_count, check_number
-from spanwise.optim._other_rules import adafactor_, lion_
-from spanwise.optim._projector import DenseProjector
-from spanwise.optim._sharded import ShardedProjector
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._engine.groups import Member, resolve_side
+from spanwise.optim._engine.options import CommonOptions, check_count, check_number
+from spanwise.optim._engine.subspace import SubspaceOptimizer, Work
+from spanwise.optim._osd.lessons import batches_of, find_lessons, hold_basis
+from spanwise.optim._osd.online_pca import MEMORY, memory_shapes, retract, step_bases_
+from spanwise.optim._osd.other_rules import adafactor_, lion_
+from spanwise.optim._sharding.sharded import ShardedProjector
 
 PROJ_LR = 1 / 200
 BASES_RULES = tuple(MEMORY)

@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._engine import _writable_matrix
-from spanwise.optim._generic_rule import WholeMoments, has_momentum, has_second_moment
-from spanwise.optim._groups import (
+from spanwise.optim._engine.groups import (
     Member,
     check_layouts,
     param_groups,
     resolve_aliases,
     resolve_side,
 )
-from spanwise.optim._options import CommonOptions
-from spanwise.optim._refresh import SIDES, Side
-from spanwise.optim._snsm_keys import default_side, translate
-from spanwise.optim._snsm_rules import (
+from spanwise.optim._engine.options import CommonOptions
+from spanwise.optim._engine.refresh import SIDES, Side
+from spanwise.optim._engine.subspace import _writable_matrix
+from spanwise.optim._engine.transfer import rotate_
+from spanwise.optim._snsm.generic_rule import WholeMoments, has_momentum, has_second_moment
+from spanwise.optim._snsm.keys import default_side, translate
+from spanwise.optim._snsm.rules import (
     Matrix,
     change_of,
     correction_of,
@@ -34,8 +35,7 @@ from spanwise.optim._snsm_rules import (
     update_denominators,
     update_numerator,
 )
-from spanwise.optim._subset_norm import subsets_of
-from spanwise.optim._transfer import rotate_
+from spanwise.optim._snsm.subset_norm import subsets_of
 
 
 class SNSM(WholeMoments):

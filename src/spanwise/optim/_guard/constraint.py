@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spanwise.layouts import Layout, Side, is_transposed, stored_matrix
 from spanwise.linalg.bases import orthonormalize, outside
-from spanwise.optim._shard import is_sharded
+from spanwise.optim._sharding.shard import is_sharded
 
 BiasRule = Literal["freeze", "allow"]
 Moved = dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]]

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanwise.linalg.bases import orthonormalize
-from spanwise.optim._other_rules import adafactor_, lion_
-from spanwise.optim._rules import adam_
-from spanwise.optim._shard import Shard
+from spanwise.optim._engine.rules import adam_
+from spanwise.optim._osd.other_rules import adafactor_, lion_
+from spanwise.optim._sharding.shard import Shard
 
 Side = Literal["left", "right"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.linalg.bases import orthonormalize
-from spanwise.optim._constraint import SideConstraint
+from spanwise.optim._guard.constraint import SideConstraint
 
 Selection = Literal["topr", "multinomial_norm", "multinomial_norm_nr", "uniform", "uniform_nr"]
 SELECTIONS: tuple[str, ...] = (

@@ -12,11 +12,9 @@ from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.layouts import Layout, layout_of, stored_matrix
-from spanwise.optim._bases import BASES
-from spanwise.optim._checkpoints import check_checkpoint
-from spanwise.optim._constraint import BiasRule
-from spanwise.optim._constraints import Constraints, merge_names
-from spanwise.optim._groups import (
+from spanwise.optim._bases.kinds import BASES
+from spanwise.optim._engine.checkpoints import check_checkpoint
+from spanwise.optim._engine.groups import (
     Member,
     check_layouts,
     check_rank,
@@ -24,7 +22,7 @@ from spanwise.optim._groups import (
     resolve_aliases,
     resolve_side,
 )
-from spanwise.optim._options import (
+from spanwise.optim._engine.options import (
     GALORE_SIDES,
     GROUP_DEFAULTS,
     MOMENT_RULES,
@@ -36,9 +34,11 @@ from spanwise.optim._options import (
     check_count,
     check_number,
 )
+from spanwise.optim._engine.residual import check_residual
+from spanwise.optim._guard.constraint import BiasRule
+from spanwise.optim._guard.constraints import Constraints, merge_names
 from spanwise.optim._report import COUNTERS, OptimizerReport, build_report
-from spanwise.optim._residual import check_residual
-from spanwise.optim._shard import Shard, is_sharded, own_part, spread_as
+from spanwise.optim._sharding.shard import Shard, is_sharded, own_part, spread_as
 
 
 class GroupedOptimizer(Optimizer):

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.optim._options import check_number
-from spanwise.optim._shard import Shard
+from spanwise.optim._engine.options import check_number
+from spanwise.optim._sharding.shard import Shard
 
 # Fira's own guard in phi, and the norm below which the limiter has nothing to compare with: O has
 # entries of about 1, so that a whole matrix of norm 1e-8 is no step at all.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from spanwise.layouts import strip_prefixes
-from spanwise.optim._groups import Member
+from spanwise.optim._engine.groups import Member
 
 if TYPE_CHECKING:
-    from spanwise.optim._refresh import RefreshingOptimizer
+    from spanwise.optim._engine.refresh import RefreshingOptimizer
 
 # Every optimizer of this room saves these; one that did not is another method's.
 _ALWAYS = ("rank", "side", "basis")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from spanwise.layouts import LAYOUTS, Layout, linear_maps, stored_matrix, strip_prefixes
-from spanwise.optim._options import GALORE_SIDES
-from spanwise.optim._shard import Shard, own_part
+from spanwise.optim._engine.options import GALORE_SIDES
+from spanwise.optim._sharding.shard import Shard, own_part
 
 
 class ParamGroups(list[dict[str, Any]]):

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.optim._engine import Work
-from spanwise.optim._online_pca import MEMORY, Side, frobenius, in_range, pca_gradient, slope
-from spanwise.optim._projector import DenseProjector
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._engine.subspace import Work
+from spanwise.optim._osd.online_pca import MEMORY, Side, frobenius, in_range, pca_gradient, slope
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._base import GroupedOptimizer
-from spanwise.optim._bases import BASES, BasisKind, Request
-from spanwise.optim._groups import Member, resolve_side
-from spanwise.optim._projector import DenseProjector
-from spanwise.optim._rows import SCALED, RowProjector
-from spanwise.optim._shard import own_part
-from spanwise.optim._sharded import ShardedProjector, find_sharded
-from spanwise.optim._transfer import change_of_basis, transfer_
+from spanwise.optim._bases.kinds import BASES, BasisKind, Request
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._bases.rows import SCALED, RowProjector
+from spanwise.optim._engine.base import GroupedOptimizer
+from spanwise.optim._engine.groups import Member, resolve_side
+from spanwise.optim._engine.transfer import change_of_basis, transfer_
+from spanwise.optim._sharding.shard import own_part
+from spanwise.optim._sharding.sharded import ShardedProjector, find_sharded
 
 Projector = DenseProjector | RowProjector
 Side = Literal["left", "right"]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanwise.optim._constraint import Constraint
-from spanwise.optim._generic_rule import correction, has_momentum, has_second_moment
-from spanwise.optim._groups import Member
-from spanwise.optim._refresh import Projector, Side
-from spanwise.optim._rows import RowProjector
-from spanwise.optim._subset_norm import Subsets, subsets_of
-from spanwise.optim._transfer import change_of_basis
+from spanwise.optim._bases.rows import RowProjector
+from spanwise.optim._engine.groups import Member
+from spanwise.optim._engine.refresh import Projector, Side
+from spanwise.optim._engine.transfer import change_of_basis
+from spanwise.optim._guard.constraint import Constraint
+from spanwise.optim._snsm.generic_rule import correction, has_momentum, has_second_moment
+from spanwise.optim._snsm.subset_norm import Subsets, subsets_of
 
 
 def has_subspace(group: Mapping[str, Any]) -> bool:

@@ -19,11 +19,11 @@ from typing_extensions import override
 
 from spanwise.linalg._arrays import at_least_float32, gaussian, peak_sign, qr
 from spanwise.linalg.svd import MatrixSide, Method, top_subspace
-from spanwise.optim._bases import BasisKind, Request
-from spanwise.optim._constraint import Constraint, Moved, SideConstraint
-from spanwise.optim._projector import DenseProjector
-from spanwise.optim._rows import line_norms
-from spanwise.optim._shard import Shard
+from spanwise.optim._bases.kinds import BasisKind, Request
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._bases.rows import line_norms
+from spanwise.optim._guard.constraint import Constraint, Moved, SideConstraint
+from spanwise.optim._sharding.shard import Shard
 
 # As `linalg.svd.top_subspace` has them: a sharded run follows the trajectory of a single process.
 _OVERSAMPLE, _POWER = 8, 2

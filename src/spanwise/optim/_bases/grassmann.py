@@ -11,7 +11,7 @@ from spanwise.linalg import grassmann
 from spanwise.linalg._arrays import at_least_float32, gaussian
 from spanwise.linalg.bases import orthonormalize
 from spanwise.linalg.svd import top_subspace
-from spanwise.optim._constraint import SideConstraint
+from spanwise.optim._guard.constraint import SideConstraint
 
 WALK_ANGLE = 0.3
 """Largest principal angle of one move, in radians, where nothing else is asked."""

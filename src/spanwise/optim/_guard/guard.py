@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spanwise.atlas import Atlas
-from spanwise.optim._constraint import BiasRule, Constraint
-from spanwise.optim._constraints import Constraints, merge_names
-from spanwise.optim._shard import own_part
+from spanwise.optim._guard.constraint import BiasRule, Constraint
+from spanwise.optim._guard.constraints import Constraints, merge_names
+from spanwise.optim._sharding.shard import own_part
 
 
 class Guard:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from spanwise.optim._engine import SubspaceOptimizer, _by_dtype
-from spanwise.optim._groups import Member
-from spanwise.optim._rules import adam_
-from spanwise.optim._shard import own_part
+from spanwise.optim._engine.groups import Member
+from spanwise.optim._engine.rules import adam_
+from spanwise.optim._engine.subspace import SubspaceOptimizer, _by_dtype
+from spanwise.optim._sharding.shard import own_part
 
 
 def correction(

@@ -11,15 +11,15 @@ from torch import Tensor
 from spanwise.atlas import Atlas, Entry
 from spanwise.atlas._entry import LORA_FACTOR
 from spanwise.layouts import Side, is_transposed, map_dims, stored_matrix, strip_prefixes
-from spanwise.optim._constraint import (
+from spanwise.optim._guard.constraint import (
     BiasRule,
     Constraint,
     Moved,
     SideConstraint,
     weight_constraint,
 )
-from spanwise.optim._shard import Shard, gathered, own_part
-from spanwise.optim._sharded import spread_constraint
+from spanwise.optim._sharding.shard import Shard, gathered, own_part
+from spanwise.optim._sharding.sharded import spread_constraint
 
 _LORA_SUFFIX = re.compile(r"\.lora_[AB](\.[^.]+)?\.weight$")
 

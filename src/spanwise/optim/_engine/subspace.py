@@ -24,15 +24,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.layouts import Layout, stored_matrix
-from spanwise.optim._bases import BASES
-from spanwise.optim._constraint import Constraint, SideConstraint
-from spanwise.optim._groups import Member
-from spanwise.optim._projector import DenseProjector
-from spanwise.optim._refresh import Projector, RefreshingOptimizer
-from spanwise.optim._residual import recover_
-from spanwise.optim._rows import RowProjector, coordinates_inside
-from spanwise.optim._rules import adam_
-from spanwise.optim._shard import is_sharded, own_part
+from spanwise.optim._bases.kinds import BASES
+from spanwise.optim._bases.projector import DenseProjector
+from spanwise.optim._bases.rows import RowProjector, coordinates_inside
+from spanwise.optim._engine.groups import Member
+from spanwise.optim._engine.refresh import Projector, RefreshingOptimizer
+from spanwise.optim._engine.residual import recover_
+from spanwise.optim._engine.rules import adam_
+from spanwise.optim._guard.constraint import Constraint, SideConstraint
+from spanwise.optim._sharding.shard import is_sharded, own_part
 
 # Projected gradients and directions of one fused call live at once. On a GPU a few large calls
 # are best; on a CPU what is still in the cache is.

@@ -10,9 +10,9 @@ from torch import Tensor
 from spanwise.linalg.bases import align
 from spanwise.linalg.sketches import srht_basis
 from spanwise.linalg.svd import Method, top_subspace
-from spanwise.optim._constraint import SideConstraint
-from spanwise.optim._grassmann_bases import WALK_ANGLE, jump, track, walk
-from spanwise.optim._rows import choose_rows, line_norms
+from spanwise.optim._bases.grassmann import WALK_ANGLE, jump, track, walk
+from spanwise.optim._bases.rows import choose_rows, line_norms
+from spanwise.optim._guard.constraint import SideConstraint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from spanwise.atlas import Atlas
-from spanwise.optim._constraint import BiasRule
+from spanwise.optim._guard.constraint import BiasRule
 
 SIDES = ("short", "long", "left", "right", "full", "local")
 GALORE_SIDES = {"std": "short", "reverse_std": "long"}

@@ -1,0 +1,1 @@
+"""Kinds of bases: how a gradient is projected and lifted back."""

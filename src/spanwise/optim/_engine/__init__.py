@@ -1,0 +1,1 @@
+"""What every optimizer of a subspace shares: groups, state, the step, the refresh."""

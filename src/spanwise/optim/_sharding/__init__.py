@@ -1,0 +1,1 @@
+"""Weights whose rows lie on several processes."""

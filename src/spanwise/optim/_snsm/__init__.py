@@ -1,0 +1,1 @@
+"""The parts of subset norms and subspace momentum."""
