@@ -19,6 +19,7 @@ from spanwise.datasets import load
 from spanwise.layouts import linear_maps
 from spanwise.optim import SNSM, GaLore, GrassJump, state_bytes
 from spanwise.report import Check, Metric, Panel, Progress, Result, Row, arm_mean, run_cells
+from spanwise.report._cells import cores
 from spanwise.reproductions._byte_lm import sweep_and_judge
 from spanwise.reproductions._byte_lm_figures import draw_against, draw_rates
 from spanwise.reproductions._conclusion import conclude
@@ -87,9 +88,9 @@ class Settings:
     """Held-out sequences in an evaluation."""
     whole_steps: int = 50
     """Steps of the whole model, once an arm, for its peak memory."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Grid of rates, common to all arms."""
-    extensions: int = 1
+    extensions: int = 2
     """How many rates an arm's grid may grow by while its best lies on the edge."""
     tuning_seeds: tuple[int, ...] = (0,)
     """Seeds that choose the rates."""
@@ -208,7 +209,7 @@ def run(
     tuning, rows = sweep_and_judge(
         cell, list(ARMS), s, digest, workers=workers, cache=cache, progress=progress
     )
-    peaks = whole_model(s, digest, tuning.best, cache=cache)
+    peaks = whole_model(s, digest, tuning.best, workers=workers, cache=cache)
     rows = tuple({**row, "whole_model_peak": peaks.get(row["arm"])} for row in rows)
     return conclude(
         slug="finetune-135m",
@@ -235,20 +236,27 @@ def run(
 
 
 def whole_model(
-    s: Settings, digest: str, best: Mapping[str, float], *, cache: str | Path | None
+    s: Settings,
+    digest: str,
+    best: Mapping[str, float],
+    *,
+    workers: int | None,
+    cache: str | Path | None,
 ) -> dict[str, int]:
     """Arm -> peak bytes of some steps of the whole model, each in a fresh process."""
     if not s.whole_steps:
         return {}
     schedule = ("rates", "tuning_seeds", "seeds", "extensions")
     own = {k: v for k, v in asdict(s).items() if k not in schedule}
-    found = {}
-    for arm, rate in best.items():
-        whole = {"arm": arm, "rate": rate, "seed": s.seeds[0], "settings": own, "data": digest,
-                 "whole": True}  # fmt: skip
-        (record,) = run_cells(cell, [whole], workers=1, cache=cache)
-        found[arm] = record["run_peak"]
-    return found
+    common = {"seed": s.seeds[0], "settings": own, "data": digest, "whole": True}
+    cells = [{"arm": arm, "rate": rate, **common} for arm, rate in best.items()]
+    together = workers or cores()
+    records: list[dict[str, Any]] = []
+    for first in range(0, len(cells), together):
+        # As many processes as cells: in each one no earlier model has left its memory.
+        some = cells[first : first + together]
+        records += run_cells(cell, some, workers=len(some), cache=cache)
+    return {arm: record["run_peak"] for arm, record in zip(best, records, strict=True)}
 
 
 def judge(rows: tuple[Row, ...]) -> list[Check]:
