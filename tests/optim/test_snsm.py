@@ -15,6 +15,7 @@ from spanwise.optim import (
     AdamSN,
     AdamSNSM,
     GaLore,
+    GaLore,
     param_groups,
     plan_state_bytes,
     state_bytes,
@@ -417,6 +418,17 @@ def test_staggered_refreshes_spread_over_the_interval():
     assert counts[0] == 4
     assert max(counts[1:]) == 1
     assert [sum(counts[k : k + 8]) for k in (1, 9)] == [4, 4]
+
+
+@pytest.mark.parametrize("method", [GaLore, SNSM])
+def test_offsets_of_staggered_refreshes_are_those_of_every_optimizer(method):
+    group = {"params": [matrix(9, 8) for _ in range(4)], "rank": 3}
+    found = []
+    for stagger, every in ((True, 10), (False, 10), (True, None)):
+        optimizer = method([group], stagger=stagger, refresh_every=every)
+        held = optimizer.param_groups[0]
+        found.append([optimizer.refresh_offset(m, held) for m in optimizer._group_members(0)])
+    assert found == [[0, 2, 5, 7], [0] * 4, [0] * 4]
 
 
 @pytest.mark.parametrize("basis", ["svd", "rows", "identity"])

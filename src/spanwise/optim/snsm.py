@@ -280,10 +280,7 @@ class SNSM(WholeMoments):
         every, t = group["refresh_every"], int(state["step"]) + 1
         if every is None or int(state["refreshed"]) < 0:
             return int(state["refreshed"]) < 0
-        offset = 0
-        if group["stagger"]:
-            offset = member.index * every // sum(len(g["params"]) for g in self.param_groups)
-        return int(state["refreshed"]) + 1 < t - (t - offset) % every
+        return int(state["refreshed"]) + 1 < t - (t - self.refresh_offset(member, group)) % every
 
     @override
     def _transfer(

@@ -72,12 +72,19 @@ class RefreshingOptimizer(GroupedOptimizer):
         every, k = group["refresh_every"], int(state["step"])
         if every is None or int(state["refreshed"]) < 0:
             return int(state["refreshed"]) < 0
-        offset = 0
-        if group["stagger"]:
-            total = sum(len(g["params"]) for g in self.param_groups)
-            offset = member.index * every // total
+        offset = self.refresh_offset(member, group)
         last_due = 0 if k < offset else k - (k - offset) % every
         return int(state["refreshed"]) < last_due
+
+    def refresh_offset(self, member: Member, group: dict[str, Any]) -> int:
+        """Steps by which this parameter's refreshes come later than the first parameter's.
+
+        From 0 to `refresh_every` - 1; 0 without `stagger`.
+        """
+        if not group["stagger"] or group["refresh_every"] is None:
+            return 0
+        total = sum(len(g["params"]) for g in self.param_groups)
+        return member.index * group["refresh_every"] // total
 
     def _init_state(self, group: dict[str, Any], member: Member, state: dict[str, Any]) -> None:
         state["step"] = torch.zeros((), dtype=torch.float32)
