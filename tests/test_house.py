@@ -10,14 +10,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "spanwise"
 FLOORS = {
     "errors": 0, "_lazy": 0,
     "linalg": 1, "io": 1,
-    "layouts": 2, "subspace": 2, "atlas": 2, "plots": 2, "catalog": 2,
-    "optim": 3, "datasets": 3, "zoo": 3,
+    "layouts": 2, "lora": 2, "subspace": 2, "atlas": 2, "plots": 2, "catalog": 2,
+    "optim": 3, "merging": 3, "datasets": 3, "zoo": 3,
     "training": 4, "report": 4,
     "reproductions": 5, "demo": 5,
     "cli": 6,
 }  # fmt: skip
 # Inside floor 2 there is one order: a layout, subspaces on it, an atlas of them.
-WITHIN_FLOOR = {("subspace", "layouts"), ("atlas", "layouts"), ("atlas", "subspace")}
+WITHIN_FLOOR = {("subspace", "layouts"), ("lora", "layouts")}
+WITHIN_FLOOR |= {("atlas", "layouts"), ("atlas", "lora"), ("atlas", "subspace")}
 # `zoo` gives byte-level models the tokenizer of `datasets`.
 WITHIN_FLOOR |= {("zoo", "datasets"), ("demo", "reproductions")}
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spanwise.atlas import _algebra
-from spanwise.atlas._entry import LORA_FACTOR, Entry, Key, lora_entry
+from spanwise.atlas._entry import Entry, Key, lora_entry
 from spanwise.atlas._weights import Weights
 from spanwise.layouts import Side, strip_prefixes
+from spanwise.lora import LORA_FACTOR
 from spanwise.subspace import Subspace
 
 if TYPE_CHECKING:

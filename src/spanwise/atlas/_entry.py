@@ -1,14 +1,11 @@
 """One entry of an Atlas: a subspace and the side of the map that it belongs to."""
 
-import re
 from dataclasses import dataclass, replace
 
 from spanwise.layouts import Layout, Side, map_dims
 from spanwise.subspace import Subspace
 
 Key = tuple[str, Side]
-LORA_FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<factor>[AB])(\.[^.]+)?\.weight")
-"""The weight of one factor of a LoRA update, with or without the adapter's name."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas, Entry
-from spanwise.atlas._entry import LORA_FACTOR
 from spanwise.layouts import Side, is_transposed, map_dims, stored_matrix, strip_prefixes
+from spanwise.lora import LORA_FACTOR
 from spanwise.optim._guard.constraint import (
     BiasRule,
     Constraint,
