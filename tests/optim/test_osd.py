@@ -13,7 +13,7 @@ from conformance.optimizers import OptimizerSuite, small_model
 from spanwise.linalg.bases import principal_angles, random_basis
 from spanwise.optim import GaLore, param_groups, state_bytes
 from spanwise.optim._bases.projector import DenseProjector
-from spanwise.optim._osd.online_pca import pca_gradient, pca_loss, retract, step_bases_
+from spanwise.optim._osd.online_pca import pca_gradient, retract, step_bases_
 from spanwise.optim.osd import OnlineSubspaceDescent
 
 RULES = ["adamw", "sgd", "lion", "adafactor"]
@@ -214,9 +214,7 @@ def test_compat_follows_the_released_step(base):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("orthonormal", [True, False])
-def test_closed_form_gradient_and_loss_equal_autograd(
-    dtype, atol, penalty, side, batch, orthonormal
-):
+def test_closed_form_gradient_equals_autograd(dtype, atol, penalty, side, batch, orthonormal):
     g = randn(*batch, 9, 14, dtype=dtype)
     p = randn(*batch, 9 if side == "left" else 14, 4, seed=1, dtype=dtype) / 3
     p = (torch.linalg.qr(p).Q if orthonormal else p).requires_grad_()
@@ -227,8 +225,6 @@ def test_closed_form_gradient_and_loss_equal_autograd(
     (expected,) = torch.autograd.grad(loss.sum(), p)
     slope = pca_gradient(g, p.detach(), side, ortho_penalty=penalty)
     assert torch.allclose(slope, expected, atol=atol, rtol=0)
-    ours = pca_loss(g, p.detach(), side, ortho_penalty=penalty)
-    assert torch.allclose(ours, loss.detach(), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("c", [1e-30, 1e30])
@@ -236,7 +232,6 @@ def test_gradient_of_the_basis_does_not_see_the_size_of_the_gradient(c):
     # The squares of these entries leave float32.
     g, p = randn(9, 14, dtype=torch.float32), randn(9, 4, seed=1, dtype=torch.float32)
     assert torch.allclose(pca_gradient(c * g, p, "left"), pca_gradient(g, p, "left"), rtol=1e-4)
-    assert torch.allclose(pca_loss(c * g, p, "left"), pca_loss(g, p, "left"), rtol=1e-4)
 
 
 def test_at_an_orthonormal_basis_the_gradient_is_the_oja_direction():
@@ -247,17 +242,14 @@ def test_at_an_orthonormal_basis_the_gradient_is_the_oja_direction():
     assert torch.allclose(pca_gradient(g, p, "left"), -2 * tangent, atol=1e-12, rtol=0)
 
 
-def test_invariant_subspaces_are_stationary_and_a_contained_gradient_has_no_loss():
+def test_invariant_subspaces_and_those_that_contain_the_gradient_are_stationary():
     g = randn(9, 14)
     u = torch.linalg.svd(g).U
     for columns in (slice(0, 4), slice(2, 6), [0, 3, 8]):
         assert pca_gradient(g, u[:, columns], "left").abs().max() < 1e-12
-    assert pca_loss(g, u[:, :4], "left") == pytest.approx(
-        float(1 - (u[:, :4].mT @ g).square().sum() / g.square().sum())
-    )
     low = randn(9, 3) @ randn(3, 14, seed=1)
     p = torch.linalg.qr(torch.cat([randn(9, 1, seed=2), low[:, :3]], 1)).Q
-    assert abs(float(pca_loss(low, p, "left"))) < 1e-12
+    assert pca_gradient(low, p, "left").abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("how", ["qr", "polar"])
@@ -413,11 +405,8 @@ def test_columns_stay_near_orthonormal_and_retraction_makes_them_so(retraction):
     assert (worst > 1e-3) == (retraction is None)
 
 
-def test_the_projector_says_that_a_learning_basis_is_not_orthonormal():
+def test_recovery_scaling_needs_the_orthonormal_basis_that_a_learning_one_is_not():
     w = nn.Parameter(randn(9, 14))
-    optimizer = run(w, gradients(9, 14, 3))
-    member = optimizer._group_members(0)[0]
-    assert not optimizer._projector(member, optimizer.state[w]).orthonormal
     with pytest.raises(ValueError, match="residual must be one of drop"):
         make(w).add_param_group({"params": [("v", nn.Parameter(randn(9, 9)))], "rank": 2,
                                  "residual": "scaled"})  # fmt: skip

@@ -15,7 +15,6 @@ from spanwise.optim import (
     AdamSN,
     AdamSNSM,
     GaLore,
-    GaLore,
     param_groups,
     plan_state_bytes,
     state_bytes,

@@ -9,14 +9,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.layouts import stored_matrix
-from spanwise.optim._bases.projector import DenseProjector
 from spanwise.optim._engine.groups import Member, resolve_side
 from spanwise.optim._engine.options import CommonOptions, check_count, check_number
 from spanwise.optim._engine.subspace import SubspaceOptimizer, Work
 from spanwise.optim._osd.lessons import batches_of, find_lessons, hold_basis
 from spanwise.optim._osd.online_pca import MEMORY, memory_shapes, retract, step_bases_
 from spanwise.optim._osd.other_rules import adafactor_, lion_
-from spanwise.optim._sharding.sharded import ShardedProjector
 
 PROJ_LR = 1 / 200
 BASES_RULES = tuple(MEMORY)
@@ -24,18 +22,6 @@ WEIGHT_RULES = ("adamw", "lion", "adafactor")
 _LION_BETAS = (0.9, 0.99)
 # What may become of the memory of R when a basis is redrawn: means of squares cannot be rotated.
 _MOMENTS_KEPT = {"lion": ("keep", "rotate", "reset"), "adafactor": ("keep",)}
-
-
-class DriftingProjector(DenseProjector):
-    """A dense projector whose columns learning has moved away from orthonormal."""
-
-    orthonormal = False
-
-
-class ShardedDriftingProjector(ShardedProjector):
-    """The same where the rows of the gradient are spread over processes."""
-
-    orthonormal = False
 
 
 class OnlineSubspaceDescent(SubspaceOptimizer):
@@ -249,13 +235,6 @@ class OnlineSubspaceDescent(SubspaceOptimizer):
         # Row and column means of squares have no coordinates to rotate: they stay.
         if group["base"] != "adafactor":
             super()._transfer(group, state, old, new)
-
-    @override
-    def _projector(self, member: Member, state: dict[str, Any]) -> DenseProjector:
-        left, right = state.get("basis_left"), state.get("basis_right")
-        if left is not None and member.shard is not None:
-            return ShardedDriftingProjector(left, right, member.shard)
-        return DriftingProjector(left, right)
 
     @override
     def looks_beyond(self, group: dict[str, Any]) -> bool:

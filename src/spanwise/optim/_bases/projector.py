@@ -16,9 +16,6 @@ class DenseProjector:
     left: Float[Tensor, "*batch rows r"] | None
     right: Float[Tensor, "*batch cols r"] | None
 
-    orthonormal = True
-    """Options that need P^T P = I may be combined with this projector."""
-
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides that carry a basis."""

@@ -164,11 +164,6 @@ class RowProjector:
     scale: Float[Tensor, "*batch r"] | None = None
 
     @property
-    def orthonormal(self) -> bool:
-        """Whether P^T P = I, which some options need."""
-        return self.scale is None
-
-    @property
     def sides(self) -> tuple[str, ...]:
         """The side that is selected from."""
         return (self.side,)

@@ -123,31 +123,6 @@ def slope(
     return inside.addmm_(s, gram) if s.ndim == 2 else inside.add_(s @ gram)
 
 
-def pca_loss(
-    g: Float[Tensor, "*batch m n"],
-    basis: Float[Tensor, "*batch d r"],
-    side: Side,
-    *,
-    ortho_penalty: float = 0.0,
-) -> Float[Tensor, "*batch"]:
-    """The online-PCA loss: the share of ||G||_F^2 that `basis` misses, 0 at best.
-
-    With A = R / ||G||_F it is <P^T P, A A^T> - 2 tr(A A^T) + 1, plus the penalty.
-
-    Args:
-        g: The matrix G.
-        basis: P.
-        side: Where P stands.
-        ortho_penalty: Weight of ||P^T P - I||_F^2.
-    """
-    a = coordinates_of(g, basis, side) / frobenius(g)[..., None, None]
-    aa = a @ a.mT if side == "left" else a.mT @ a
-    gram = basis.mT @ basis
-    excess = gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    loss = (gram * aa).sum((-2, -1)) - 2 * aa.diagonal(dim1=-2, dim2=-1).sum(-1) + 1
-    return loss + ortho_penalty * excess.square().sum((-2, -1))
-
-
 def retract(basis: Float[Tensor, "*batch d r"], how: str) -> Float[Tensor, "*batch d r"]:
     """The orthonormal basis that stands for `basis`, of the same span.
 
