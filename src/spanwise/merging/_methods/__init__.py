@@ -1,0 +1,1 @@
+"""The ways of merging, a small class each."""

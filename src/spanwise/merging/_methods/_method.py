@@ -1,0 +1,65 @@
+"""What a way of merging is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from spanwise.merging._work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way of merging; its fields are the parameters of the whole merge.
+
+    A method sees one tensor at a time and knows nothing of files, shards or dtypes on disk.
+    """
+
+    gives: ClassVar[Literal["update", "weights"]] = "update"
+    """Whether `merge_tensor` returns an update of the base or the weights themselves."""
+    needs_base: ClassVar[bool] = True
+    fewest: ClassVar[int] = 1
+    """Least number of models."""
+    most: ClassVar[int | None] = None
+    """Largest number of models."""
+    per_model: ClassVar[Mapping[str, float]] = {}
+    """Parameters that each model has its own of, with their defaults."""
+    per_row: ClassVar[bool] = False
+    """Whether rows may be merged apart: element by element, or row by row."""
+    stats: ClassVar[tuple[str, ...]] = ()
+    """Kinds of `collect_stats` that each model must bring."""
+    reference: ClassVar[str] = ""
+    """The paper."""
+
+    @abstractmethod
+    def merge_tensor(self, work: Work) -> Tensor:
+        """The merged update (or weights) of `work`, in its dtype."""
+
+    def copies(self, work: Work) -> float:
+        """Peak memory of `merge_tensor`, in tensors of the work's own size and dtype."""
+        return 4.0
+
+    def begin(self, names: Sequence[str], work_of: Callable[[str], Work]) -> "Method":
+        """Look at all tensors beforehand, where one alone does not tell enough.
+
+        Args:
+            names: The tensors that will be merged.
+            work_of: What `merge_tensor` will get for each.
+
+        Returns:
+            The method to go on with: this one, or a copy that knows more.
+        """
+        del names, work_of
+        return self
+
+    def check(self, values: Mapping[str, list[float]]) -> None:
+        """Raise `ValueError` if a parameter is out of range, before anything is read.
+
+        The fields themselves are checked in `__post_init__`.
+
+        Args:
+            values: Every plain value of each per-model parameter.
+        """
+        del values

@@ -1,0 +1,235 @@
+"""What is merged: models by tensor, whole or as adapters, read when asked for."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from spanwise.io import open_tensors
+from spanwise.io._reader import TensorReader
+from spanwise.lora import Adapter, is_adapter, open_adapter
+
+Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter
+"""A module, a state dict, a safetensors file, a transformers folder, or a PEFT LoRA folder."""
+
+_QUANTISED = (".qweight", ".qzeros", ".absmax", ".quant_map", ".SCB", ".weight_packed")
+
+
+class Source:
+    """The tensors of one model.
+
+    Attributes:
+        label: What errors and seeds call it.
+        folder: Where it lies, if it is a folder.
+        tensors: Reads one tensor at a time.
+        aliases: Other names of tied tensors -> the name that is kept.
+    """
+
+    def __init__(
+        self, label: str, tensors: TensorReader, aliases: Mapping[str, str], folder: Path | None
+    ) -> None:
+        self.label, self.tensors, self.folder = label, tensors, folder
+        self.aliases = dict(aliases)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self.tensors.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, without reading it."""
+        return self.tensors.dtype(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor as it is stored, or some of its rows."""
+        if rows is None:
+            return self.tensors[name]
+        return self.tensors.rows(name, rows.start, rows.stop)
+
+    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
+        """What a training added to `base` (in its dtype and on its device); a new tensor."""
+        return self.read(name, rows).to(base.device, base.dtype, copy=True).sub_(base)
+
+    def weight(self, name: str, like: Tensor, rows: slice | None = None) -> Tensor:
+        """The tensor itself, in the dtype and on the device of `like`."""
+        return self.read(name, rows).to(like.device, like.dtype)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """(B (m, r), A (r, n)) with the update B A as stored, for an adapter; None otherwise."""
+        return None
+
+
+class AdapterSource(Source):
+    """A LoRA adapter on the base: tensors that it does not touch did not change."""
+
+    def __init__(self, label: str, adapter: Adapter, base: Source, folder: Path | None) -> None:
+        super().__init__(label, base.tensors, base.aliases, folder)
+        self.adapter = adapter
+        unknown = [n for n in adapter if base.aliases.get(n, n) not in base]
+        if unknown:
+            raise ValueError(
+                f"{label} adapts {unknown[0]!r}, which the base lacks ({len(unknown)} such "
+                "weights): it belongs to another model."
+            )
+        self._names = {base.aliases.get(n, n): n for n in adapter}
+        for stored, name in self._names.items():
+            if adapter.shape(name) != base.shape(stored):
+                raise ValueError(
+                    f"{label} changes {name!r} by a {adapter.shape(name)} matrix, but the base's "
+                    f"has shape {base.shape(stored)}: it belongs to another model."
+                )
+
+    @override
+    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
+        if name not in self._names:
+            return torch.zeros_like(base)
+        whole = self.adapter.update(self._names[name], base.dtype, base.device)
+        return whole if rows is None else whole[rows].clone()
+
+    @override
+    def weight(self, name: str, like: Tensor, rows: slice | None = None) -> Tensor:
+        base = super().weight(name, like, rows)
+        return base if name not in self._names else base + self.update(name, base, rows)
+
+    @override
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        known = self._names.get(name)
+        return None if known is None else self.adapter.factors(known)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A base and what is merged into it, name by name and shape by shape the same."""
+
+    base: Source | None
+    models: tuple[Source, ...]
+
+    @property
+    def reference(self) -> Source:
+        """The base, or the first model without one: its names and dtypes are the result's."""
+        return self.models[0] if self.base is None else self.base
+
+    @property
+    def names(self) -> list[str]:
+        """Tensors of the result, tied ones once."""
+        return list(self.reference)
+
+
+def open_inputs(base: Model | None, models: Mapping[str, Model]) -> Inputs:
+    """Open everything and make sure that it fits together; reads headers only.
+
+    Args:
+        base: What the models were trained from; None for methods without one.
+        models: By label.
+
+    Raises:
+        ValueError: If there is no model, names or shapes differ, weights are quantised, or an
+            adapter has no base or another one.
+    """
+    if not models:
+        raise ValueError("models is empty: give at least one model to merge.")
+    opened = None if base is None else open_source("base", base)
+    if isinstance(opened, AdapterSource):  # pragma: no cover - open_source refuses it
+        raise TypeError
+    sources = tuple(open_source(label, model, opened) for label, model in models.items())
+    inputs = Inputs(opened, sources)
+    for source in sources:
+        _check_same(inputs.reference, source)
+    return inputs
+
+
+def open_source(label: str, model: Model, base: Source | None = None) -> Source:
+    """One model by tensor.
+
+    Args:
+        label: What to call it.
+        model: See `Model`.
+        base: What an adapter adds to.
+
+    Raises:
+        ValueError: If it is an adapter and there is no base, or its weights are quantised.
+    """
+    folder = Path(model) if isinstance(model, (str, Path)) else None
+    if isinstance(model, Adapter) or (folder is not None and is_adapter(folder)):
+        if base is None:
+            raise ValueError(
+                f"{label} is a LoRA adapter ({folder or 'a state dict'}), which holds changes only:"
+                " give the model that it was trained on as base."
+            )
+        adapter = model if isinstance(model, Adapter) else open_adapter(folder or "")
+        return AdapterSource(label, adapter, base, folder)
+    if isinstance(model, nn.Module):
+        model = model.state_dict()
+    kept, aliases = dict[str, Tensor](), dict[str, str]()
+    if isinstance(model, Mapping) and not isinstance(model, TensorReader):
+        kept, aliases = _without_copies(model)
+    tensors = open_tensors(model if folder is not None else kept or model)
+    found = next((n for n in tensors if n.endswith(_QUANTISED)), None)
+    if found is not None or (folder is not None and _quantised_config(folder)):
+        raise ValueError(
+            f"{label} holds quantised weights ({found or 'see its config.json'}), which cannot be "
+            "added up. Merge the models it was made from, or dequantise it first."
+        )
+    return Source(label, tensors, aliases, folder if folder and folder.is_dir() else None)
+
+
+def _without_copies(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and the other names that tied ones go by."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name!r} must be a tensor, got {type(tensor).__name__}.")
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+            continue
+        first[place] = name
+        kept[name] = tensor
+    return kept, aliases
+
+
+def _quantised_config(path: Path) -> bool:
+    file = path / "config.json"
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _check_same(reference: Source, source: Source) -> None:
+    here = {reference.aliases.get(n, n) for n in reference}
+    there = {reference.aliases.get(n, n) for n in source}
+    if here != there:
+        lacks, more = sorted(here - there), sorted(there - here)
+        parts = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} more"] * bool(more)
+        raise ValueError(
+            f"{source.label} and {reference.label} are not the same architecture: {source.label} "
+            f"{' and '.join(parts)}. Merge copies of one model."
+        )
+    for name in reference:
+        a, b = reference.shape(name), source.shape(name)
+        if a != b:
+            hint = (
+                " Their vocabularies differ: give both the same tokens first (tokenizer)."
+                if len(a) == 2 and a[1:] == b[1:] and a[0] > 1000
+                else ""
+            )
+            raise ValueError(
+                f"{name!r} has shape {a} in {reference.label} and {b} in {source.label}.{hint}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} others"

@@ -1,0 +1,119 @@
+"""One tensor's share of a merge: what a method sees."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.merging._schedule import Schedule
+from spanwise.merging._sources import Inputs
+
+Keep = Callable[[Tensor], Tensor]
+"""Projects an update of this tensor onto what `avoid` and `within` allow, in place or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a method needs to merge one tensor, or some of its rows.
+
+    Everything it hands out is in the work dtype on the work device; methods may overwrite it.
+    """
+
+    name: str
+    """The tensor's name in the result."""
+    shape: tuple[int, ...]
+    """Its whole shape."""
+    matrix: bool
+    """Whether methods for matrices treat it as one; otherwise they average it."""
+    inputs: Inputs
+    dtype: torch.dtype
+    device: torch.device
+    depth: float = 0.0
+    """How far down the model it lies, from 0 to 1."""
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    """Parameters of the whole merge."""
+    per_model: Mapping[str, Sequence[Schedule]] = field(default_factory=dict)
+    """Parameters that each model has its own of."""
+    seed: int = 0
+    rows: slice | None = None
+    """Which rows are asked for; None for the whole tensor."""
+    keep: Keep | None = None
+    stats: Sequence[Mapping[str, Tensor]] = ()
+    """What `collect_stats` found for this tensor, one mapping a model."""
+
+    @property
+    def count(self) -> int:
+        """How many models are merged."""
+        return len(self.inputs.models)
+
+    def base(self) -> Tensor:
+        """The base's tensor; methods that need no base must not ask for it."""
+        base = self.inputs.base
+        assert base is not None  # checked before any tensor is read
+        return base.read(self.name, self.rows).to(self.device, self.dtype)
+
+    def update(self, index: int, base: Tensor | None = None) -> Tensor:
+        """What one model adds to the base, a tensor of its own.
+
+        Args:
+            index: Which model.
+            base: What `base()` gave, so that it is not read again.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        base = self.base() if base is None else base
+        update = self.inputs.models[index].update(self.name, base, self.rows)
+        self._check(update, index)
+        return update if self.keep is None else self.keep(update)
+
+    def updates(self) -> Iterator[Tensor]:
+        """Every model's update, one after the other; the base is read once."""
+        base = self.base()
+        for index in range(self.count):
+            yield self.update(index, base)
+
+    def weight(self, index: int) -> Tensor:
+        """One model's tensor itself.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        source = self.inputs.models[index]
+        if self.keep is not None:
+            base = self.base()
+            return base + self.update(index, base)
+        weight = source.weight(self.name, torch.empty(0, dtype=self.dtype, device=self.device),
+                               self.rows)  # fmt: skip
+        self._check(weight, index)
+        return weight
+
+    def value(self, key: str, index: int | None = None) -> Any:
+        """A parameter's value at this tensor: one model's own, or the whole merge's."""
+        schedule = self.schedules[key] if index is None else self.per_model[key][index]
+        return schedule(self.name, self.depth)
+
+    def values(self, key: str) -> list[Any]:
+        """A per-model parameter's value for every model."""
+        return [self.value(key, index) for index in range(self.count)]
+
+    def generator(self, index: int) -> torch.Generator:
+        """Randomness that belongs to one model's tensor, whatever is merged before it."""
+        text = f"{self.seed} {self.inputs.models[index].label} {self.name}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+        return torch.Generator(self.device).manual_seed(seed % 2**63)
+
+    def _check(self, tensor: Tensor, index: int) -> None:
+        # One pass; a sum of finite numbers that overflows is looked at again.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            where = self.inputs.models[index].label
+            base = self.inputs.base
+            if base is not None and not torch.isfinite(self.base()).all():
+                where = base.label
+            raise ValueError(
+                f"{self.name!r} of {where} holds NaN or infinity. Restore that checkpoint, or "
+                "leave the model out."
+            )
