@@ -113,6 +113,8 @@ class SNSM(WholeMoments):
         "moments": ("reset", "keep", "rotate"),
         "residual": ("drop",),
     }
+    group_keys: ClassVar = ("subset_size",)
+    switches: ClassVar = (*WholeMoments.switches, "ragged", "bias_correction", "debias_after_reset")
     fixed: ClassVar = (*WholeMoments.fixed, "momentum", "second_moment", "subset_size",
                        "ragged", "normalize")  # fmt: skip
 

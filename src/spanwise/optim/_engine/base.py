@@ -32,7 +32,9 @@ from spanwise.optim._engine.options import (
     CommonOptions,
     check_choice,
     check_count,
+    check_keys,
     check_number,
+    check_switch,
 )
 from spanwise.optim._engine.residual import check_residual
 from spanwise.optim._guard.constraint import BiasRule
@@ -59,6 +61,10 @@ class GroupedOptimizer(Optimizer):
     """The option by which a group asks to be treated, for messages."""
     fixed: ClassVar[tuple[str, ...]] = ("rank", "side", "basis")
     """Group keys that give the state its shapes: a checkpoint must agree on them."""
+    group_keys: ClassVar[tuple[str, ...]] = ()
+    """Options that only groups have, not the constructor."""
+    switches: ClassVar[tuple[str, ...]] = ("stagger",)
+    """Options that are True or False."""
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class GroupedOptimizer(Optimizer):
             check_choice("compat", compat, ("galore_torch",))
         self.seed, self.on_nonfinite, self.compat = options.pop("seed", 0), on_nonfinite, compat
         self._clamp_rank = options.pop("clamp_rank", False)
+        check_switch("clamp_rank", self._clamp_rank)
         rules = {key: options.pop(key) for key in ("avoid", "within", "bias") if key in options}
         defaults = {**GROUP_DEFAULTS, **defaults, **options}
         self._members: dict[int, list[Member]] = {}
@@ -126,6 +133,12 @@ class GroupedOptimizer(Optimizer):
         """Add a group; a group with a `rank` is projected, any other is plain AdamW."""
         group = dict(param_group)
         resolve_aliases(group, self.aliases)
+        check_keys(
+            group,
+            (*self.defaults, *self.group_keys),
+            self.choices.get("basis", BASES),
+            self.aliases,
+        )
         super().add_param_group(group)
         group = self.param_groups[-1]
         self._members.clear()
@@ -142,11 +155,14 @@ class GroupedOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay"):
             check_number(key, group[key], 0)
+        for key in self.switches:
+            check_switch(key, group[key])
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}.")
         for i, beta in enumerate(betas):
-            if not isinstance(beta, (int, float)) or not 0 <= beta < 1:
+            number = isinstance(beta, (int, float)) and not isinstance(beta, bool)
+            if not number or not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}.")
         if group["rank"] is not None:
             check_rank(group["rank"])

@@ -1,7 +1,8 @@
 """Options that every optimizer of this room shares, and the engine's own with their defaults."""
 
+import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -14,6 +15,15 @@ GALORE_SIDES = {"std": "short", "reverse_std": "long"}
 SVD_METHODS = ("randomized", "exact", "gram", "warm")
 MOMENT_RULES = ("keep", "rotate", "project_aware", "reset")
 RESIDUALS = ("drop", "scaled", "fira")
+
+# What torch, its schedulers and `Optimizer.param_groups` of other optimizers put into a group.
+_TORCH_KEYS = (
+    "params", "lr", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr",
+    "base_momentum", "max_momentum", "foreach", "fused", "capturable", "decoupled_weight_decay",
+)  # fmt: skip
+# Switches of torch's optimizers that would change the method: only off is what we do.
+_TORCH_OFF = ("maximize", "amsgrad", "differentiable")
+_BASIS_KEYS = {"rows": ("select", "rho_max"), "walk": ("walk_angle",), "track": ("walk_angle",)}
 
 
 class CommonOptions(TypedDict, total=False, closed=True):
@@ -70,6 +80,45 @@ does to them. `residual`: what becomes of the gradient outside the subspace; `re
 factor, None for `scale` (for `fira`: 1); `growth_limit`: how much its norm may grow in one step,
 None for no limit. `scale`: factor of the update.
 """
+
+
+def check_keys(
+    group: Mapping[str, Any], options: Iterable[str], bases: Iterable[Any], aliases: Iterable[str]
+) -> None:
+    """Raise if a parameter group has a key that nothing would read.
+
+    Args:
+        group: The group as it was given, aliases already renamed.
+        options: Keys that the optimizer reads.
+        bases: Kinds of bases that it may have, some with keys of their own.
+        aliases: Other spellings that it takes, to be suggested as well.
+    """
+    for key in _TORCH_OFF:
+        if group.get(key):
+            raise ValueError(
+                f"a parameter group has {key} = {group[key]!r}, which only torch's own optimizers "
+                "have; remove the key."
+            )
+    own = [
+        *dict.fromkeys([*options, "layouts", *(k for b in bases for k in _BASIS_KEYS.get(b, ()))])
+    ]
+    known = {*own, *_TORCH_KEYS, *_TORCH_OFF}
+    for key in group:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(str(key), [*known, *aliases], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        listed = ", ".join(sorted({*own, *aliases} - set(_TORCH_KEYS)))
+        raise ValueError(
+            f"a parameter group has the key {key!r}, which nothing would read.{hint} Beside "
+            f"torch's own keys a group may have {listed}."
+        )
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

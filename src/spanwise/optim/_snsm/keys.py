@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from spanwise.optim._engine.options import check_switch
+
 # The released code's names for a way to find a subspace, in ours.
 _PROJECTIONS: dict[str, dict[str, Any]] = {
     "svd": {"basis": "svd", "svd": "exact"},
@@ -20,6 +22,8 @@ def translate(group: dict[str, Any]) -> None:
         if kind not in _PROJECTIONS:
             raise ValueError(f"proj_type must be one of {', '.join(_PROJECTIONS)}; got {kind!r}.")
         meant |= {key: (value, "proj_type") for key, value in _PROJECTIONS[kind].items()}
+    for key in ("approx_svd", "overlap_state"):
+        check_switch(key, group.get(key, False))
     if group.pop("approx_svd", False):
         meant["svd"] = ("randomized", "approx_svd")
     group.pop("asvd_rank_scale", None)  # columns of its sketch; ours has eight more than r

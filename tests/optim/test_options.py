@@ -1,0 +1,102 @@
+"""Options of parameter groups: every key is read by something, every value is of its kind."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
+
+from spanwise.optim import OURS, SNSM, GaLore, Grass, GrassWalk
+
+METHODS = pytest.mark.parametrize("method", sorted(OURS))
+
+
+def group_of(method, **keys):
+    """A group that `method` treats, of one 8 x 6 weight."""
+    rank = {"rank": 2} if OURS[method].needs_rank else {"subset_size": "heuristics"}
+    return {"params": [("w", nn.Parameter(torch.randn(8, 6)))], **rank, **keys}
+
+
+def stepped(optimizer, count=2):
+    for _ in range(count):
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+
+
+@METHODS
+def test_a_key_that_nothing_reads_is_refused_with_the_nearest_and_all_there_are(method):
+    message = r"key 'refresh_evry', which nothing.*Did you mean 'refresh_every'\?.* scale, "
+    with pytest.raises(ValueError, match=message):
+        OURS[method]([group_of(method, refresh_evry=7)])
+
+
+def test_a_misspelt_key_of_a_paper_is_told_its_own_spelling():
+    with pytest.raises(ValueError, match="Did you mean 'update_proj_gap'"):
+        GaLore([group_of("galore", update_proj_gab=7)])
+
+
+@METHODS
+def test_a_group_added_later_with_an_unknown_key_is_not_added(method):
+    optimizer = OURS[method]([group_of(method)])
+    later = {"params": [("v", nn.Parameter(torch.randn(6)))], "wieght_decay": 0.1}
+    with pytest.raises(ValueError, match="Did you mean 'weight_decay'"):
+        optimizer.add_param_group(later)
+    assert len(optimizer.param_groups) == 1
+
+
+@METHODS
+def test_keys_of_torch_its_schedulers_and_its_checkpoints_are_accepted(method):
+    torchs = {"name": "matrices", "foreach": None, "fused": True, "capturable": False,
+              "initial_lr": 0.1, "maximize": False}  # fmt: skip
+    optimizer = OURS[method]([group_of(method, **torchs)], lr=0.1)
+    schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    stepped(optimizer)
+    schedule.step()
+    SWALR(optimizer, swa_lr=0.05)
+    state = copy.deepcopy(optimizer.state_dict())
+    assert {"max_lr", "min_lr", "max_momentum", "swa_lr"} <= set(state["param_groups"][0])
+    fresh = OURS[method]([group_of(method)])
+    fresh.load_state_dict(state)
+    stepped(fresh)
+    # Groups of one optimizer, given to another.
+    again = OURS[method]([dict(group) for group in fresh.param_groups])
+    assert again.param_groups[0]["swa_lr"] == 0.05
+
+
+@pytest.mark.parametrize("key", ["maximize", "amsgrad", "differentiable"])
+def test_a_switch_of_torchs_that_would_change_the_method_is_refused_when_on(key):
+    with pytest.raises(ValueError, match=f"{key} = True, which only torch's own"):
+        GaLore([group_of("galore", **{key: True})])
+
+
+def test_keys_of_a_kind_of_basis_go_with_those_that_may_have_it():
+    GaLore([group_of("galore", basis="walk", walk_angle=0.1)])
+    GaLore([group_of("galore", basis="rows", select="uniform", rho_max=2.0)])
+    with pytest.raises(ValueError, match="the key 'walk_angle'"):
+        Grass([group_of("grass", walk_angle=0.1)])
+
+
+@pytest.mark.bad_input
+class TestSwitches:
+    @METHODS
+    @pytest.mark.parametrize("value", ["no", 2, 1, None])
+    def test_stagger_is_true_or_false(self, method, value):
+        with pytest.raises(TypeError, match="stagger must be True or False, got"):
+            OURS[method]([group_of(method, stagger=value)])
+        with pytest.raises(TypeError, match="clamp_rank must be True or False, got"):
+            OURS[method]([group_of(method)], clamp_rank=value)
+
+    @pytest.mark.parametrize(
+        "key", ["ragged", "bias_correction", "debias_after_reset", "approx_svd", "overlap_state"]
+    )
+    def test_so_are_those_of_snsm(self, key):
+        with pytest.raises(TypeError, match=f"{key} must be True or False, got 'no'"):
+            SNSM([group_of("snsm", **{key: "no"})])
+
+    @pytest.mark.parametrize("betas", [(True, 0.9), (False, 0.9), (0.9, False)])
+    def test_a_decay_rate_is_no_switch(self, betas):
+        with pytest.raises(ValueError, match=r"betas\[[01]\] must be in \[0, 1\), got"):
+            GrassWalk([group_of("grasswalk", betas=betas)])
