@@ -17,11 +17,18 @@ if TYPE_CHECKING:
     from spanwise.io._manifest import Manifest as Manifest
     from spanwise.io._reader import TensorReader as TensorReader
     from spanwise.io._reader import open_tensors as open_tensors
+    from spanwise.io._shards import Shard as Shard
+    from spanwise.io._shards import ShardFile as ShardFile
+    from spanwise.io._shards import SharedFolder as SharedFolder
+    from spanwise.io._shards import plan_shards as plan_shards
     from spanwise.io._writer import ShardedWriter as ShardedWriter
     from spanwise.io._writer import save_tensors as save_tensors
 
 _HOMES = {
     "Manifest": "_manifest",
+    "Shard": "_shards",
+    "ShardFile": "_shards",
+    "SharedFolder": "_shards",
     "ShardedWriter": "_writer",
     "TensorReader": "_reader",
     "atomic_file": "_atomic",
@@ -29,6 +36,7 @@ _HOMES = {
     "check_place": "_atomic",
     "file_digest": "_atomic",
     "open_tensors": "_reader",
+    "plan_shards": "_shards",
     "save_tensors": "_writer",
     "write_bytes": "_atomic",
     "write_json": "_atomic",
@@ -36,13 +44,17 @@ _HOMES = {
 
 __all__ = [
     "Manifest",
+    "Shard",
+    "ShardFile",
     "ShardedWriter",
+    "SharedFolder",
     "TensorReader",
     "atomic_file",
     "atomic_folder",
     "check_place",
     "file_digest",
     "open_tensors",
+    "plan_shards",
     "save_tensors",
     "write_bytes",
     "write_json",
