@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from spanwise.layouts import linear_maps
 from spanwise.optim import (
     METHODS,
     OURS,
@@ -109,6 +110,41 @@ def test_planned_state_is_what_a_step_allocates(method):
     shapes = {n: tuple(p.shape) for n, p in net.named_parameters()}
     expected = plan_state_bytes(shapes, method, rank=4, projected=names(chosen[0]))
     assert state_bytes(optimizer) == expected
+
+
+class Kernels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Conv1d(6, 16, 5)
+        self.plane = nn.Conv2d(3, 12, 3)
+        self.experts = Experts()
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 8, 14))
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_planned_state_of_convolutions_and_experts_is_what_a_step_allocates(method, told):
+    net = Kernels()
+    optimizer = build_optimizer(method, net, lr=1e-3, rank=4)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    maps = {m.name: m for m in linear_maps(net)}
+    shapes = {n: tuple(p.shape) for n, p in net.named_parameters()}
+    layouts = {"layouts": {n: m.layout for n, m in maps.items()}} if told else {}
+    expected = plan_state_bytes(shapes, method, rank=4, projected=list(maps), **layouts)
+    assert state_bytes(optimizer) == expected
+
+
+def test_a_planned_layout_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"'linear' does not fit a tensor of shape \(4, 3, 5\)"):
+        plan_state_bytes({"w": (4, 3, 5)}, "galore", rank=2, projected=["w"],
+                         layouts={"w": "linear"})  # fmt: skip
 
 
 def test_unknown_method_names_the_nearest():
