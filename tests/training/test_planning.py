@@ -115,6 +115,26 @@ def test_a_wrong_option_by_name_is_told_by_plan_and_run_alike(options, method, o
     assert not config.out.exists()
 
 
+def test_methods_that_refuse_the_side_have_no_row_but_a_reason(options):
+    found = plan(config_of(options, side="full"))
+    shown = {row.method for row in found.rows}
+    assert shown == {"galore", "snsm", "adamsn", "adamw", "muon", "sgd"}
+    assert set(found.refused) == set(METHODS) - shown
+    assert found.refused["grass"].startswith("side must be one of")
+    with pytest.raises(KeyError, match="grass: side must be one of"):
+        found["grass"]
+    assert plan(config_of(options)).refused == {}
+
+
+def test_methods_without_a_rank_are_planned_where_the_rank_leaves_nothing_to_project(options):
+    for method in ("adamsn", "adamw"):
+        found = plan(config_of(options, method=method, rank=4096))
+        assert {row.method for row in found.rows} == {"adamsn", "adamw", "muon", "sgd"}
+        assert found["adamsn"].states == plan(config_of(options))["adamsn"].states
+    with pytest.raises(ValueError, match="no linear map of the model is left to project"):
+        plan(config_of(options, method="galore", rank=4096))
+
+
 def test_free_memory_is_known_on_linux():
     free = available(torch.device("cpu"))
     assert free is None or free > 1e6

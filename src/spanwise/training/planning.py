@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,14 @@ class MemoryPlan:
     batch: int
     sequence: int
     rows: tuple[MemoryRow, ...]
+    refused: dict[str, str]
+    """Methods that cannot run with this rank and side, and why; they have no row."""
 
     def __getitem__(self, method: str) -> MemoryRow:
-        return next(row for row in self.rows if row.method == method)
+        for row in self.rows:
+            if row.method == method:
+                return row
+        raise KeyError(f"{method}: {self.refused.get(method, 'no such method')}")
 
 
 def plan(config: TrainConfig) -> MemoryPlan:
@@ -83,7 +89,7 @@ def plan(config: TrainConfig) -> MemoryPlan:
         )
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        states = _states(model, shapes, rank, config)
+        states, refused = _states(model, shapes, rank, config)
     obeyed, measured, copies = _atlas_bytes(config, shapes, dtype.itemsize)
     rows = []
     for method, held in states.items():
@@ -109,6 +115,7 @@ def plan(config: TrainConfig) -> MemoryPlan:
         batch=batch,
         sequence=sequence,
         rows=tuple(rows),
+        refused=refused,
     )
 
 
@@ -214,26 +221,31 @@ def _trace(model: nn.Module, batch: int, sequence: int, *, autocast: bool) -> tu
 
 def _states(
     model: nn.Module, shapes: dict[str, tuple[int, ...]], rank: int, config: TrainConfig
-) -> dict[str, int]:
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes of every method that can run like this, and why the others cannot."""
     itemsize = next(model.parameters()).element_size()
     linear = [n for n, _ in param_groups(model, 1, min_dim=1)[0]["params"]]
-    projected = [n for n, _ in param_groups(model, rank)[0]["params"]]
-    options = {"side": config.optimizer.side} if config.optimizer.side else {}
-    states = {
-        method: plan_state_bytes(shapes, method, rank=rank, projected=projected, itemsize=itemsize,
-                                 **options)
-        if method in OURS
-        else plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
-        for method in METHODS
-    }  # fmt: skip
-    if config.optimizer.method in OURS:
-        states[config.optimizer.method] = _own_states(model, rank, config)
-    return states
+    states: dict[str, int] = {}
+    refused: dict[str, str] = {}
+    for method in METHODS:
+        if method not in OURS:
+            states[method] = plan_state_bytes(shapes, method, projected=linear, itemsize=itemsize)
+        elif method == config.optimizer.method:
+            states[method] = _own_states(model, method, rank, config.optimizer.own_options)
+        else:
+            takes_side = "side" in inspect.signature(OURS[method].__init__).parameters
+            side = {"side": config.optimizer.side} if config.optimizer.side and takes_side else {}
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of methods that nobody asked to run
+                    states[method] = _own_states(model, method, rank, side)
+            except ValueError as error:
+                refused[method] = str(error)
+    return states, refused
 
 
-def _own_states(model: nn.Module, rank: int, config: TrainConfig) -> int:
-    """Bytes of the chosen method with all its options, which are checked by building it."""
-    method, options = config.optimizer.method, config.optimizer.own_options
+def _own_states(model: nn.Module, method: str, rank: int, options: dict[str, Any]) -> int:
+    """Bytes of one of our methods with all its options, which are checked by building it."""
     try:
         optimizer = build_optimizer(method, model, lr=1.0, rank=rank, **options)
     except TypeError as error:  # a value of the wrong kind, on the command line
