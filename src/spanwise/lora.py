@@ -75,12 +75,13 @@ class Adapter:
                 break
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+    def factors(self, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """(L, R) with `L @ R` the whole update of the stored matrix, kernels flattened; L holds s.
 
-        L is `(m, r)` and R `(r, n)`; for transposed storage L is `(n, r)` and R `(r, m)`.
+        L is `(m, r)` and R `(r, n)`; for transposed storage L is `(n, r)` and R `(r, m)`. They
+        come in `dtype`, by default in float32 or wider.
         """
-        a, b = (x.flatten(1) for x in self.pair(name))
+        a, b = (x.flatten(1).to(dtype or x.dtype) for x in self.pair(name))
         left, right = (a.mT, b.mT) if self.transposed else (b, a)
         return left * self.scale(name), right
 
@@ -88,7 +89,7 @@ class Adapter:
         self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
         """The whole update s B A, in the shape of the stored weight."""
-        left, right = (x.to(device, dtype) for x in self.factors(name))
+        left, right = (x.to(device) for x in self.factors(name, dtype))
         return (left @ right).reshape(self.shape(name))
 
 

@@ -207,6 +207,8 @@ def resolve(
 
 def _check_count(method: Method, base: Model | None, count: int) -> None:
     name = _name(type(method))
+    if not count:
+        raise ValueError("models is empty: give at least one model to merge.")
     if method.needs_base and base is None:
         raise ValueError(
             f"{name} merges what training added to a base: give the model that all of them were "

@@ -1,0 +1,233 @@
+"""What `merge` takes, and what it says of inputs that do not fit."""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.conformance.merging import models, same_bits
+from torch import nn
+
+from spanwise.atlas import Atlas
+from spanwise.io import save_tensors
+from spanwise.lora import Adapter, open_adapter
+from spanwise.merging import merge
+
+FLOAT64 = {"work_dtype": torch.float64}
+
+
+class Tied(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(8, 4)
+            self.head = nn.Linear(4, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def adapter(seed=0, *, alpha=8, rank=2, **config):
+    g = torch.Generator().manual_seed(seed)
+    prefix = "base_model.model.layers.0.up"
+    factors = {
+        f"{prefix}.lora_A.weight": torch.randn(rank, 6, generator=g),
+        f"{prefix}.lora_B.weight": torch.randn(10, rank, generator=g),
+    }
+    return factors, {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, **config}
+
+
+# -- kinds of models -------------------------------------------------------------------------
+
+
+def test_modules_stay_tied():
+    base, tuned = Tied(0), [Tied(1), Tied(2)]
+    merged = merge(base, tuned, "task_arithmetic", alpha=0.5)
+    assert set(merged) == {"embed.weight", "head.weight"}
+    assert list(merged.delta) == ["embed.weight"]
+    assert torch.equal(merged["embed.weight"], merged["head.weight"])
+    base.load_state_dict(dict(merged))
+    assert base.head.weight is base.embed.weight
+
+
+def test_a_mapping_names_the_models():
+    base, (first, second) = models(2)
+    second["conv.weight"][0] = float("nan")
+    with pytest.raises(ValueError, match=r"'conv\.weight' of french holds NaN"):
+        merge(base, {"code": first, "french": second}, "task_arithmetic")
+
+
+def test_a_base_that_is_not_finite_is_named():
+    base, tuned = models(2)
+    base["conv.weight"][0] = float("inf")
+    with pytest.raises(ValueError, match="of base holds NaN or infinity"):
+        merge(base, tuned, "task_arithmetic")
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({}, 4.0),
+        ({"use_rslora": True}, 8 / math.sqrt(2)),
+        ({"alpha_pattern": {"layers.0.up": 3}}, 1.5),
+        ({"alpha_pattern": {"up": 3}}, 1.5),
+        ({"alpha_pattern": {"down": 3}}, 4.0),
+    ],
+)
+def test_an_adapter_folder_adds_its_scaled_product(tmp_path, config, scale):
+    factors, held = adapter(**config)
+    save_tensors(tmp_path / "adapter_model.safetensors", factors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(held))
+    base, _ = models(1)
+    merged = merge(base, [tmp_path], "task_arithmetic", **FLOAT64)
+    a, b = (x.double() for x in factors.values())
+    name = "layers.0.up.weight"
+    assert torch.allclose(merged[name], base[name] + scale * b @ a, atol=1e-12, rtol=0)
+    assert all(same_bits(merged[n], base[n]) for n in base if n != name)
+    left, right = open_adapter(tmp_path).factors(name)
+    assert torch.allclose(left @ right, open_adapter(tmp_path).update(name), atol=1e-5)
+
+
+def test_adapters_and_whole_models_mix():
+    base, tuned = models(1)
+    factors, config = adapter()
+    low = Adapter(factors, config)
+    merged = merge(base, [tuned[0], low], "task_arithmetic", **FLOAT64)
+    name = "layers.0.up.weight"
+    expected = tuned[0][name] + low.update(name, torch.float64)
+    assert torch.allclose(merged[name], expected, atol=1e-12, rtol=0)
+    average = merge(base, [tuned[0], low], "linear", **FLOAT64)
+    assert torch.allclose(average[name], (expected + base[name]) / 2, atol=1e-12, rtol=0)
+
+
+def test_an_adapter_of_transposed_weights_is_turned_round():
+    factors, config = adapter(fan_in_fan_out=True)
+    low = Adapter(factors, config)
+    base = {"layers.0.up.weight": torch.zeros(6, 10)}
+    merged = merge(base, [low], "task_arithmetic")
+    a, b = factors.values()
+    assert torch.allclose(merged["layers.0.up.weight"], 4 * (b @ a).mT)
+
+
+# -- parameters --------------------------------------------------------------------------------
+
+
+def test_parameters_go_by_name_and_by_depth():
+    base = {f"layers.{i}.{k}.weight": torch.zeros(2, 2) for i in range(3) for k in ("up", "down")}
+    tuned = [{n: torch.ones_like(t) for n, t in base.items()}]
+    merged = merge(
+        base, tuned, "task_arithmetic",
+        weight=[[{"filter": "up", "value": [0.0, 1.0]}, {"value": 3.0}]],
+    )  # fmt: skip
+    assert [float(merged[f"layers.{i}.up.weight"].mean()) for i in range(3)] == [0.0, 0.5, 1.0]
+    assert all(bool((merged[f"layers.{i}.down.weight"] == 3).all()) for i in range(3))
+
+
+def test_vectors_may_have_an_alpha_of_their_own():
+    base, tuned = models(1)
+    merged = merge(base, tuned, "task_arithmetic", alpha=1.0, alpha_vectors=0.0, **FLOAT64)
+    assert same_bits(merged["layers.0.up.bias"], base["layers.0.up.bias"])
+    assert torch.allclose(merged["embed.weight"], tuned[0]["embed.weight"])
+
+
+def test_include_leaves_the_rest_alone():
+    base, tuned = models(2)
+    merged = merge(base, tuned, "task_arithmetic", include=["layers.0"])
+    assert list(merged.delta) == ["layers.0.up.weight", "layers.0.up.bias"]
+    assert same_bits(merged["embed.weight"], base["embed.weight"])
+
+
+def test_a_sweep_asks_at_every_alpha_and_merges_once(monkeypatch):
+    base, tuned = models(2)
+    merged = merge(base, tuned, "task_arithmetic", **FLOAT64)
+    monkeypatch.setattr("spanwise.merging._job.Job.update", None)
+    for alpha, found in merged.sweep([0.0, 0.3, 1.0], lambda m: dict(m)):
+        again = {n: base[n] + alpha * merged.delta[n] for n in merged.delta}
+        assert all(torch.allclose(found[n], again[n], atol=1e-14, rtol=0) for n in again)
+
+
+# -- avoid and within --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_what_is_avoided_does_not_change(side):
+    base, tuned = models(2)
+    name = "layers.0.up.weight"
+    atlas = Atlas.from_delta(base, models(1, seed=9)[1][0], rank=2, sides=[side])
+    delta = merge(base, tuned, "task_arithmetic", avoid=atlas, **FLOAT64).delta[name]
+    basis = atlas.get(name)[side].subspace.basis.double()
+    leak = basis.mT @ delta if side == "output" else delta @ basis
+    assert float(leak.norm()) < 1e-6 * float(delta.norm())
+    inside = merge(base, tuned, "task_arithmetic", within=atlas, **FLOAT64).delta[name]
+    plain = merge(base, tuned, "task_arithmetic", **FLOAT64).delta[name]
+    assert torch.allclose(inside + delta, plain, atol=1e-6)
+
+
+def test_an_atlas_of_another_model_is_refused():
+    base, tuned = models(1)
+    other = Atlas.from_delta({"x.weight": torch.zeros(4, 4)}, {"x.weight": torch.eye(4)})
+    with pytest.raises(ValueError, match="avoid matches no tensor"):
+        merge(base, tuned, "task_arithmetic", avoid=other)
+    with pytest.raises(ValueError, match="give one"):
+        merge(None, tuned, "linear", avoid=other)
+
+
+# -- what does not fit -------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "isoc"}, "unknown method 'isoc'"),
+        ({"wieght": 1.0}, "has no parameter 'wieght': did you mean 'weight'"),
+        ({"weight": [1.0, 2.0]}, "one for each of the 3, got 2"),
+        ({"weight": float("nan")}, "weight must be finite"),
+        ({"weight": "much"}, "weight must be a number, got 'much'"),
+        ({"alpha": float("inf")}, "alpha must be finite"),
+        ({"alpha": [{"fitler": "up", "value": 1}]}, "a filter is"),
+        ({"work_dtype": torch.bfloat16}, "work_dtype must be"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_read(options, message):
+    base, tuned = models(3)
+    with pytest.raises(ValueError, match=message):
+        merge(base, tuned, **{"method": "linear", **options})
+
+
+@pytest.mark.bad_input
+def test_models_that_do_not_fit_are_told_apart():
+    base, tuned = models(2)
+    with pytest.raises(ValueError, match="models is empty"):
+        merge(base, [], "linear")
+    with pytest.raises(ValueError, match="give the model that all of them were trained from"):
+        merge(None, tuned, "task_arithmetic")
+    with pytest.raises(ValueError, match=r"model 2 lacks 'conv\.weight'"):
+        merge(base, [tuned[0], {n: t for n, t in tuned[1].items() if n != "conv.weight"}], "linear")
+    with pytest.raises(ValueError, match=r"has shape \(12, 6\) in base and \(6, 12\) in model 1"):
+        merge(base, [{**tuned[0], "embed.weight": torch.zeros(6, 12)}], "linear")
+    big = {"embed.weight": torch.zeros(2000, 4)}
+    with pytest.raises(ValueError, match="vocabularies differ"):
+        merge(big, [{"embed.weight": torch.zeros(2001, 4)}], "linear")
+    with pytest.raises(ValueError, match="quantised"):
+        merge(base, [{**tuned[0], "layers.0.up.qweight": torch.zeros(1)}], "linear")
+    with pytest.raises(TypeError, match="models must be a sequence"):
+        merge(base, "folder", "linear")
+    with pytest.raises(TypeError, match=r"exclude must be a sequence of texts"):
+        merge(base, tuned, "linear", exclude="embed")
+
+
+@pytest.mark.bad_input
+def test_an_adapter_needs_its_own_base():
+    factors, config = adapter()
+    with pytest.raises(ValueError, match="give the model that it was trained on"):
+        merge(None, [Adapter(factors, config)], "linear")
+    with pytest.raises(ValueError, match=r"adapts 'layers\.0\.up\.weight', which the base lacks"):
+        merge({"x": torch.zeros(1)}, [Adapter(factors, config)], "linear")
+    with pytest.raises(ValueError, match=r"by a \(10, 6\) matrix"):
+        merge({"layers.0.up.weight": torch.zeros(9, 6)}, [Adapter(factors, config)], "linear")
+
+
+def test_a_half_precision_result_out_of_range_is_an_error():
+    base = {"x": torch.full((2,), 6e4, dtype=torch.float16)}
+    with pytest.raises(ValueError, match=r"leaves the range of torch\.float16"):
+        merge(base, [{"x": base["x"] * 0 + 6.2e4}], "task_arithmetic", alpha=10.0)["x"]
