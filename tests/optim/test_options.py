@@ -79,6 +79,62 @@ def test_keys_of_a_kind_of_basis_go_with_those_that_may_have_it():
         Grass([group_of("grass", walk_angle=0.1)])
 
 
+def gradients(count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 6, generator=generator) for _ in range(count)]
+
+
+def go(optimizer, grads):
+    (w,) = optimizer.param_groups[0]["params"]
+    for g in grads:
+        w.grad = g.clone()
+        optimizer.step()
+    return w.detach().clone()
+
+
+@pytest.mark.parametrize("how", ["switched", "loaded", "from-before-there-was-one"])
+@pytest.mark.parametrize("method", ["galore", "grasswalk", "grassjump"])
+def test_recovery_that_comes_on_amid_a_run_starts_with_no_norm_to_compare_with(method, how):
+    grads = gradients(6)
+    group = group_of(method)
+    start = group["params"][0][1].detach().clone()
+
+    def made(residual):
+        keys = {**group, "params": [("w", nn.Parameter(start.clone()))], "residual": residual}
+        return OURS[method]([keys], refresh_every=2)
+
+    # The same with the norm as it is at the start.
+    expected = made("drop")
+    go(expected, grads[:3])
+    (w,) = expected.param_groups[0]["params"]
+    expected.state[w]["residual_norm"] = torch.zeros(())
+    expected.param_groups[0]["residual"] = "scaled"
+    end = go(expected, grads[3:])
+
+    first = made("drop")
+    middle = go(first, grads[:3])
+    if how != "switched":
+        state = copy.deepcopy(first.state_dict())
+        if how == "from-before-there-was-one":
+            del state["param_groups"][0]["residual"]
+        first = made("scaled")
+        first.param_groups[0]["params"][0].data.copy_(middle)
+        first.load_state_dict(state)
+    first.param_groups[0]["residual"] = "scaled"
+    assert torch.equal(go(first, grads[3:]), end)
+
+
+def test_ages_of_rows_that_come_on_amid_a_run_are_those_of_their_moments():
+    grads = gradients(6)
+    whole = Grass([group_of("grass", moments="keep_common", refresh_every=None)])
+    half = copy.deepcopy(whole)
+    half.param_groups[0]["moments"] = "reset"
+    go(half, grads[:3])
+    assert "row_age" not in next(iter(half.state.values()))
+    half.param_groups[0]["moments"] = "keep_common"
+    assert torch.allclose(go(half, grads[3:]), go(whole, grads), atol=1e-7, rtol=0)
+
+
 @pytest.mark.bad_input
 class TestSwitches:
     @METHODS

@@ -147,7 +147,9 @@ class Grass(SubspaceOptimizer):
         # Both are ascending, so a row's old place is where it would be inserted.
         place = torch.searchsorted(before, rows).clamp(max=before.shape[-1] - 1)
         stays = before.gather(-1, place) == rows
-        state["row_age"] = torch.where(stays, state["row_age"].gather(-1, place), 0)
+        steps = float(state["step"]) - float(state.get("moments_from", 0))
+        age = _age_of_rows(state, before, steps)
+        state["row_age"] = torch.where(stays, age.gather(-1, place), 0)
         dim = -2 if side == "left" else -1
         for key in ("exp_avg", "exp_avg_sq"):
             moment = state[key]
@@ -162,7 +164,9 @@ class Grass(SubspaceOptimizer):
         found = []
         for work in batch:
             state = work.state
-            age = state["row_age"].add_(1)
+            age = _age_of_rows(state, state[f"rows_{work.projector.sides[0]}"], work.age - 1).add_(
+                1
+            )
             found.append(
                 _aged_adam(
                     work.r.to(state["exp_avg"].dtype), state["exp_avg"], state["exp_avg_sq"],
@@ -298,6 +302,16 @@ class Grass(SubspaceOptimizer):
             for p in group["params"]:
                 if row_gradient(p) is not None:
                     p.spanwise_grad = None
+
+
+def _age_of_rows(state: dict[str, Any], rows: Tensor, steps: float) -> Tensor:
+    """Steps that the moments of each row have seen, in the state; `steps` for all at first.
+
+    At first is also where `keep_common` comes on amid a run, or a checkpoint is from before.
+    """
+    if "row_age" not in state:
+        state["row_age"] = state["exp_avg"].new_full(rows.shape, steps)
+    return state["row_age"]
 
 
 def _aged_adam(

@@ -168,6 +168,8 @@ class SubspaceOptimizer(RefreshingOptimizer):
         g = self._gradient(member, full=self.looks_beyond(group))
         work = Work(member, state, projector, constraint, g, projector.project(g))
         work.r = self._constrain_coordinates(work, work.r)
+        if group["residual"] != "drop" and "residual_norm" not in state:  # switched on amid a run
+            state["residual_norm"] = state["exp_avg"].new_zeros(member.stack_shape)
         state["step"] += 1
         return work
 
