@@ -10,7 +10,17 @@ from conformance.optimizers import OptimizerSuite, small_model, train, weights
 from spanwise import Atlas, Subspace
 from spanwise.atlas import Entry
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import SNSM, AdamSN, GaLore, Grass, param_groups, state_bytes
+from spanwise.optim import (
+    SNSM,
+    AdamSN,
+    GaLore,
+    Grass,
+    GrassJump,
+    GrassWalk,
+    OnlineSubspaceDescent,
+    param_groups,
+    state_bytes,
+)
 from spanwise.optim._bases.rows import SELECTIONS
 
 SIDES = ["short_left", "short", "long", "left", "right"]
@@ -483,7 +493,7 @@ def test_a_loss_scaler_skips_what_overflowed_and_changes_nothing_else(method):
     assert torch.allclose(*found, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("method", [Grass, SNSM])
+@pytest.mark.parametrize("method", [Grass, SNSM, GrassWalk, GrassJump, OnlineSubspaceDescent])
 def test_tied_weights_are_trained_once_with_the_gradient_of_both(method):
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double()
     model[2].weight = model[0].weight

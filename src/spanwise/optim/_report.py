@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["projected", "plain", "frozen"]
 
-COUNTERS = ("step", "refreshed", "moments_from", "proj_step")
+COUNTERS = ("step", "refreshed", "first_refresh", "moments_from", "proj_step")
 """State that is no moment or basis: counts that stay where they are, on the CPU."""
 
 

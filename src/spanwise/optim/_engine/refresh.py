@@ -96,6 +96,8 @@ class RefreshingOptimizer(GroupedOptimizer):
         ):
             # From the start: distributed checkpoints load the keys that a fresh optimizer has.
             state["moments_from"] = torch.zeros((), dtype=torch.float32)
+        if group["refresh_warmup"]:
+            state["first_refresh"] = torch.zeros((), dtype=torch.int64)
 
     def _allocate_basis(self, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
         """An empty basis for each side that has one."""
@@ -158,6 +160,7 @@ class RefreshingOptimizer(GroupedOptimizer):
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:
         keys = {s: k for s in SIDES for k in (f"basis_{s}", f"rows_{s}") if k in state}
+        first = int(state["refreshed"]) < 0 and not _learned(member, state)
         if self._outgrown(group, member, state):  # new coordinates, new moments
             step = state["step"]
             self._init_state(group, member, state)
@@ -180,6 +183,8 @@ class RefreshingOptimizer(GroupedOptimizer):
             state[key] = member.own(side, found).to(state[key].dtype).contiguous()
         if not fresh:
             self._transfer(group, state, old, new)
+        if first and "first_refresh" in state:
+            state["first_refresh"].copy_(state["step"])
         state["refreshed"].copy_(state["step"])
 
     def _transfer(
@@ -265,6 +270,16 @@ class RefreshingOptimizer(GroupedOptimizer):
         if not self._warned_nonfinite:
             self._warned_nonfinite = True
             warnings.warn(message, stacklevel=6)
+
+
+def _learned(member: Member, state: dict[str, Any]) -> bool:
+    """Whether the moments have seen any gradient; all that came may have been zero."""
+    found = any(
+        bool(value.any())
+        for key, value in state.items()
+        if value.ndim and not key.startswith(("basis_", "rows_", "row_"))
+    )
+    return found if member.shard is None else member.shard.largest(float(found)) > 0
 
 
 def _largest(g: Tensor, member: Member) -> float:

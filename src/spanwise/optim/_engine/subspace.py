@@ -270,8 +270,9 @@ class SubspaceOptimizer(RefreshingOptimizer):
         rate, warmup = float(group["lr"]) * group["scale"], group["refresh_warmup"]
         if not warmup:
             return rate
-        since = int(state["step"]) - int(state["refreshed"])
-        if int(state["refreshed"]) > 0 and since < warmup:
+        refreshed = int(state["refreshed"])
+        since = int(state["step"]) - refreshed
+        if refreshed > int(state.get("first_refresh", 0)) and since < warmup:
             rate *= since / warmup
         return rate
 
