@@ -17,6 +17,8 @@ from spanwise.linalg.bases import (
     union,
 )
 from spanwise.linalg.growing import GrowingBasis
+from spanwise.linalg.krylov import conjugate_gradient, expm_multiply, kronecker_sum, lanczos
+from spanwise.linalg.psd import psd_solve
 from spanwise.linalg.sketches import hadamard_transform, srht_basis
 from spanwise.linalg.svd import SVD, captured_energy, top_subspace, truncated_svd
 
@@ -26,16 +28,21 @@ __all__ = [
     "align",
     "captured_energy",
     "complement",
+    "conjugate_gradient",
     "coordinates",
     "distance",
+    "expm_multiply",
     "grassmann",
     "hadamard_transform",
     "intersection",
+    "kronecker_sum",
+    "lanczos",
     "lift",
     "orthonormalize",
     "outside",
     "principal_angles",
     "project",
+    "psd_solve",
     "random_basis",
     "reject",
     "srht_basis",
