@@ -12,12 +12,9 @@ from spanwise.merging._keep import Keeper
 from spanwise.merging._methods._method import Method
 from spanwise.merging._schedule import Depths, Schedule
 from spanwise.merging._sources import Inputs
-from spanwise.merging._work import Work
+from spanwise.merging._work import BLOCK, Work, row_blocks
 
 Kind = Literal["copy", "matrix", "vector"]
-
-BLOCK = 2**20
-"""Elements that methods which work row by row see at once: they fit into a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +161,11 @@ class Job:
     def _blocks(self, name: str) -> list[slice] | None:
         """Rows to merge at once; None for the whole tensor at once."""
         shape = self.inputs.reference.shape(name)
-        if not self.method.per_row or not shape or math.prod(shape) <= BLOCK:
+        if not self.method.splits(shape):
             return None
         if self.keeper is not None and self.keeper.of(name) is not None:
             return None
-        step = max(1, BLOCK // math.prod(shape[1:]))
-        return [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+        return row_blocks(shape, BLOCK)
 
     def _merge(self, work: Work) -> Tensor:
         """The method's update of a base, or its weights without one."""

@@ -1,8 +1,9 @@
 """One tensor's share of a merge: what a method sees."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from spanwise.merging._schedule import Schedule
 from spanwise.merging._sources import Inputs
+
+BLOCK = 2**20
+"""Elements that are looked at together where rows can be taken apart: they fit into a cache."""
 
 Keep = Callable[[Tensor], Tensor]
 """Projects an update of this tensor onto what `avoid` and `within` allow, in place or not."""
@@ -91,10 +95,26 @@ class Work:
         self._check(weight, index)
         return weight
 
+    def parts(self) -> list["Work"]:
+        """The same tensor, some rows at a time, for methods that look at it more than once."""
+        blocks = None if self.keep is not None else row_blocks(self.shape, BLOCK)
+        if self.rows is not None or blocks is None:
+            return [self]
+        return [replace(self, rows=rows) for rows in blocks]
+
     def value(self, key: str, index: int | None = None) -> Any:
-        """A parameter's value at this tensor: one model's own, or the whole merge's."""
+        """A parameter's value at this tensor: one model's own, or the whole merge's.
+
+        Raises:
+            ValueError: If it is a model's own and no filter fits the tensor's name.
+        """
         schedule = self.schedules[key] if index is None else self.per_model[key][index]
-        return schedule(self.name, self.depth)
+        found = schedule(self.name, self.depth)
+        if found is None and index is not None:
+            raise ValueError(
+                f"no filter of {key} fits {self.name!r}: add an entry without a filter."
+            )
+        return found
 
     def values(self, key: str) -> list[Any]:
         """A per-model parameter's value for every model."""
@@ -117,3 +137,11 @@ class Work:
                 f"{self.name!r} of {where} holds NaN or infinity. Restore that checkpoint, or "
                 "leave the model out."
             )
+
+
+def row_blocks(shape: Sequence[int], most: int) -> list[slice] | None:
+    """Rows that hold at most `most` elements together; None where all of them do."""
+    if not shape or math.prod(shape) <= most:
+        return None
+    step = max(1, most // math.prod(shape[1:]))
+    return [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]

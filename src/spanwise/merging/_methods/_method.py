@@ -37,6 +37,11 @@ class Method(ABC):
     def merge_tensor(self, work: Work) -> Tensor:
         """The merged update (or weights) of `work`, in its dtype."""
 
+    def splits(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows of a tensor of this shape may be merged apart, with these parameters."""
+        del shape
+        return self.per_row
+
     def copies(self, work: Work) -> float:
         """Peak memory of `merge_tensor`, in tensors of the work's own size and dtype."""
         return 4.0
