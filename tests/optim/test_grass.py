@@ -423,6 +423,39 @@ def test_a_constraint_that_leaves_the_rows_no_coordinate_is_refused_before_weigh
     assert torch.allclose(inside, d if word == "within" else torch.zeros_like(d), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", [Grass, GaLore])
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("word", ["avoid", "within"])
+def test_rows_without_a_free_coordinate_are_refused_before_any_other_weight_moves(
+    word, later, method
+):
+    # Directions that fill every choice of 4 rows of `w`, which is the last to step.
+    basis = random_basis(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    entry = Entry(name="w", side="output", subspace=Subspace(basis), layout="linear", shape=(9, 14))
+    first, bias, w = matrix(9, 14, seed=1), nn.Parameter(torch.ones(3).double()), matrix(9, 14)
+    groups = [{"params": [("first", first)], "rank": 4}, {"params": [("bias", bias)]},
+              {"params": [("w", w)], "rank": 4}]  # fmt: skip
+    keys = {"side": "left"} if method is Grass else {"side": "left", "basis": "rows"}
+    for group in groups[::2]:
+        group.update(keys)
+    optimizer = method(groups, lr=0.1, **({} if later else {word: Atlas([entry])}))
+    params = (first, bias, w)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(2)).double()
+    if later:
+        optimizer.step()
+        optimizer.set_constraints(**{word: Atlas([entry])})
+    before = copy.deepcopy([p.detach() for p in params])
+    state = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"{word}: .* 4 selected rows of w.*side="):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    assert str(optimizer.state_dict()) == str(state)
+    optimizer.set_constraints()
+    optimizer.step()
+    assert not torch.equal(w, before[2])
+
+
 def test_half_precision_weights_move_by_the_rounded_float32_update():
     w, twin = matrix(8, 6, dtype=torch.bfloat16), matrix(8, 6, dtype=torch.bfloat16).float()
     twin = nn.Parameter(twin.detach())

@@ -58,8 +58,8 @@ class Grass(SubspaceOptimizer):
 
     Raises:
         ValueError: If no group has a rank, a rank exceeds its matrix, an option is unknown, or
-            an atlas matches nothing; in a step, if `avoid` or `within` leaves the selected rows
-            no free coordinate.
+            an atlas matches nothing; in a step, before anything moves, if `avoid` or `within`
+            leaves the selected rows no free coordinate.
 
     Sources:
         Muhamed, Li, Woodruff, Diab, Smith, "Grass: Compute efficient low-memory LLM training with

@@ -303,6 +303,11 @@ class SNSM(WholeMoments):
     # -- the step -------------------------------------------------------------------------
 
     @override
+    def looks_beyond(self, group: dict[str, Any]) -> bool:
+        """Outside its subspace the gradient moves the weight as it is."""
+        return True
+
+    @override
     def _refuse_early(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
         # Without a subspace there is no refresh: a first gradient is like any other.
         super()._refuse_early([(g, members) for g, members in work if has_subspace(g)])

@@ -221,6 +221,15 @@ class RowProjector:
             w.scatter_add_(self._dim, index.expand(x.shape), x * alpha)
 
 
+def always_free(allowed: SideConstraint, rank: int) -> bool:
+    """Whether every choice of `rank` rows leaves a coordinate to `allowed`."""
+    if allowed.blocked is not None:
+        return allowed.blocked.shape[-1] < rank
+    assert allowed.allowed is not None
+    dim, inside = allowed.allowed.shape[-2:]
+    return inside > dim - rank
+
+
 def coordinates_inside(
     projector: RowProjector, allowed: SideConstraint, name: str = "this parameter"
 ) -> SideConstraint:

@@ -156,6 +156,28 @@ class RefreshingOptimizer(GroupedOptimizer):
         held = [state[k] for s in SIDES for k in (f"basis_{s}", f"rows_{s}") if k in state]
         return any(basis.shape[-1] != self.rank_of(member, group) for basis in held)
 
+    def _selection_to_come(self, group: dict[str, Any], member: Member) -> RowProjector | None:
+        """The rows that the next step will choose; None if it keeps those it has.
+
+        Found as the step itself will find them: the seed knows the step, and nothing else changes
+        but that a parameter without state gets an empty one.
+        """
+        state = self.state[member.parameter]
+        if "step" not in state:
+            self._init_state(group, member, state)
+        if not self.refresh_due(member, group):
+            return None
+        held, g = self._projector(member, state), self._gradient(member, full=True)
+        assert isinstance(held, RowProjector)
+        largest = _largest(g, member)
+        if not math.isfinite(largest):
+            return None
+        if largest == 0:
+            return held
+        kind = self._kind(group, member, state)
+        rows, scale = self._find_basis(group, member, g, held.side, None, kind)
+        return RowProjector(rows, held.side, held.size, scale)
+
     def _refresh(
         self, group: dict[str, Any], member: Member, state: dict[str, Any], g: Tensor
     ) -> None:

@@ -26,8 +26,8 @@ from typing_extensions import override
 from spanwise.layouts import Layout, stored_matrix
 from spanwise.optim._bases.kinds import BASES
 from spanwise.optim._bases.projector import DenseProjector
-from spanwise.optim._bases.rows import RowProjector, coordinates_inside
-from spanwise.optim._engine.groups import Member
+from spanwise.optim._bases.rows import RowProjector, always_free, coordinates_inside
+from spanwise.optim._engine.groups import Member, resolve_side
 from spanwise.optim._engine.refresh import Projector, RefreshingOptimizer
 from spanwise.optim._engine.residual import recover_
 from spanwise.optim._engine.rules import adam_
@@ -107,6 +107,8 @@ class SubspaceOptimizer(RefreshingOptimizer):
             work.append((group, members))
         if self.on_nonfinite == "raise":
             self._refuse_early(work)
+        if len(self._constraints):
+            self._check_selections(work)
         for group, members in work:
             if self.is_projected(group):
                 self._projected_step(group, members)
@@ -255,6 +257,30 @@ class SubspaceOptimizer(RefreshingOptimizer):
                 allowed = self._inside_selection(work.member.name, projector, allowed)
             x = allowed.rows(x) if side == "left" else allowed.columns(x)
         return x
+
+    def _check_selections(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        """Raise where rows that are about to be chosen leave a constraint no coordinate.
+
+        Rows of a step are known in the step only; asked here, nothing has moved yet.
+        """
+        for group, members in work:
+            selects = self.is_projected(group) and BASES[group["basis"]].selects
+            for member in members if selects and not self.looks_beyond(group) else ():
+                constraint = self._constraints.get(member.name, member.parameter)
+                if constraint is None or constraint.frozen:
+                    continue
+                left = resolve_side(group["side"], *member.matrix_shape) == "left"
+                allowed = constraint.rows if left else constraint.columns
+                if allowed is None or always_free(allowed, self.rank_of(member, group)):
+                    continue
+                fresh = not self.state.get(member.parameter)
+                try:
+                    if (chosen := self._selection_to_come(group, member)) is not None:
+                        coordinates_inside(chosen, allowed, member.name)
+                except ValueError:
+                    if fresh:
+                        del self.state[member.parameter]
+                    raise
 
     def _inside_selection(
         self, name: str, projector: RowProjector, allowed: SideConstraint
