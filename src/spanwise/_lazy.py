@@ -14,6 +14,7 @@ EXTRAS: dict[str, str] = {
     "peft": "adapters",
     "pooch": "hub",
     "psutil": "train",
+    "sklearn": "sklearn",
     "transformers": "train",
 }
 """The extra of pyproject.toml that brings an optional module."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.conformance.merging import MergeSuite, models, same_bits
+from conformance.merging import MergeSuite, models, same_bits
 
 from spanwise.merging import merge
 

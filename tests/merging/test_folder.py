@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from tests.conformance.merging import models, same_bits
+from conformance.merging import models, same_bits
 
 from spanwise.io import ShardedWriter, open_tensors
 from spanwise.merging import merge

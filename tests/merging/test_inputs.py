@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tests.conformance.merging import models, same_bits
+from conformance.merging import models, same_bits
 from torch import nn
 
 from spanwise.atlas import Atlas
