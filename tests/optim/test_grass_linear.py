@@ -252,6 +252,30 @@ def test_clipping_counts_the_rows():
     assert loose == pytest.approx(0.1 * float(held["up.weight"].values.norm() * 10), rel=1e-4)
 
 
+def test_a_loss_scaler_which_sees_no_rows_is_refused_before_anything_moves():
+    _, _, model, optimizer, handle = pair()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = copy.deepcopy(model.state_dict())
+    for unscaled_by_hand in (False, True):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, inputs()[0])).backward()
+        if unscaled_by_hand:
+            scaler.unscale_(optimizer)
+        with pytest.raises(RuntimeError, match="does not see gradients that grass_linear_ leaves"):
+            scaler.step(optimizer)
+        assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    off.scale(loss_of(model, inputs()[0])).backward()
+    off.step(optimizer)
+    handle.remove()
+    optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss_of(model, inputs()[0])).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert not torch.equal(model.up.weight, before["up.weight"])
+
+
 def test_names_and_state_dict_stay_and_removing_gives_ordinary_modules_back():
     _, _, model, optimizer, handle = pair()
     names = list(Net().state_dict())

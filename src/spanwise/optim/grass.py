@@ -242,6 +242,23 @@ class Grass(SubspaceOptimizer):
         self._drop_row_gradients()
         return loss
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What `torch.amp.GradScaler.step` asks first, and nothing else does.
+
+        Raises:
+            RuntimeError: If gradients wait as rows: the scaler divides `grad` only, and looks for
+                what overflowed there only.
+        """
+        for group in self.param_groups:
+            if any(row_gradient(p) is not None for p in group["params"]):
+                raise RuntimeError(
+                    "torch.amp.GradScaler does not see gradients that grass_linear_ leaves as "
+                    "rows: they would be stepped with at the loss's scale. Train in bfloat16, "
+                    "which needs no scaler, or remove() the conversion: Grass alone takes one."
+                )
+        return False
+
     @override
     def _has_gradient(self, member: Member) -> bool:
         dense = super()._has_gradient(member)
