@@ -135,8 +135,24 @@ def test_ages_of_rows_that_come_on_amid_a_run_are_those_of_their_moments():
     assert torch.allclose(go(half, grads[3:]), go(whole, grads), atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("spelling", ["growth_limit", "norm_growth_limit"])
+def test_a_limit_beside_the_switch_that_turns_it_off_is_refused(spelling):
+    off = {"norm_growth_limiter_off": True}
+    with pytest.raises(
+        ValueError, match=r"growth_limit = 1\.05 and norm_growth_limiter_off = True"
+    ):
+        GrassWalk([group_of("grasswalk", **{spelling: 1.05}, **off)])
+    on = {"norm_growth_limiter_off": False}
+    held = GrassWalk([group_of("grasswalk", **{spelling: 1.05}, **on)]).param_groups[0]
+    assert held["growth_limit"] == 1.05
+
+
 @pytest.mark.bad_input
 class TestSwitches:
+    def test_so_is_that_of_subtracks_limiter(self):
+        with pytest.raises(TypeError, match="norm_growth_limiter_off must be True or False"):
+            GrassWalk([group_of("grasswalk", norm_growth_limiter_off="no")])
+
     @METHODS
     @pytest.mark.parametrize("value", ["no", 2, 1, None])
     def test_stagger_is_true_or_false(self, method, value):

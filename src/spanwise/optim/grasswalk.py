@@ -10,7 +10,7 @@ from typing_extensions import override
 from spanwise.layouts import stored_matrix
 from spanwise.optim._bases.grassmann import WALK_ANGLE
 from spanwise.optim._engine.groups import check_layouts, resolve_aliases, resolve_side
-from spanwise.optim._engine.options import CommonOptions, check_number
+from spanwise.optim._engine.options import CommonOptions, check_number, check_switch
 from spanwise.optim._engine.subspace import SubspaceOptimizer
 
 
@@ -31,7 +31,14 @@ class GrassmannOptimizer(SubspaceOptimizer):
         resolve_aliases(group, self.aliases)
         _switch(group, "adaptive_optimizer", "moments", on="project_aware", off="keep")
         _switch(group, "recovery_scaling", "residual", on="scaled", off="drop")
-        if group.pop("norm_growth_limiter_off", False):
+        off = group.pop("norm_growth_limiter_off", False)
+        check_switch("norm_growth_limiter_off", off)
+        if off and group.get("growth_limit") is not None:
+            raise ValueError(
+                f"a parameter group has growth_limit = {group['growth_limit']!r} and "
+                "norm_growth_limiter_off = True, which means None; keep one."
+            )
+        if off:
             group["growth_limit"] = None
         super().add_param_group(group)
 
@@ -75,8 +82,7 @@ def _switch(group: dict[str, Any], theirs: str, ours: str, *, on: str, off: str)
     if ours in group:
         raise ValueError(f"a parameter group has both {ours!r} and {theirs!r}; keep one.")
     value = group.pop(theirs)
-    if not isinstance(value, bool):
-        raise TypeError(f"{theirs} must be True or False, got {value!r}.")
+    check_switch(theirs, value)
     group[ours] = on if value else off
 
 
