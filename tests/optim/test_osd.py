@@ -1,6 +1,7 @@
 """Online Subspace Descent: what the paper proves or promises, and what must not go wrong."""
 
 import copy
+import functools
 import io
 import itertools
 import math
@@ -389,6 +390,54 @@ def test_at_a_constant_rate_adamw_hovers_in_a_band_around_the_subspace():
     rate = 0.02
     late = follow("adamw", rate, decaying=False)[-100:]
     assert 0.02 * rate * 4 < sum(late) / 100 < 4 * rate * 4
+
+
+@functools.cache
+def descend(alpha, penalty=0.0, steps=150):
+    """Loss left, share of the best energy captured, and drift, on ||W - target||^2 with noise.
+
+    `alpha`: of the basis's rate, "redrawn" for GaLore with a basis every 50 steps, or "frozen".
+    """
+    u, v = (torch.linalg.qr(randn(n, 16, seed=n)).Q for n in (16, 24))
+    target = u @ torch.diag(0.8 * 0.8 ** torch.arange(16, dtype=torch.float64)) @ v.mT
+    w = nn.Parameter(torch.zeros_like(target))
+    if alpha in ("redrawn", "frozen"):
+        every = 50 if alpha == "redrawn" else None
+        optimizer = GaLore([{"params": [w], "rank": 4}], refresh_every=every)
+    else:
+        optimizer = make(w, alpha=alpha, ortho_penalty=penalty)
+    shares, drift = [], 0.0
+    for t in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * t / steps))
+        w.grad = g = w.detach() - target + 0.002 * randn(16, 24, seed=t)
+        optimizer.step()
+        p = basis_of(optimizer, w)
+        best = torch.linalg.svdvals(g)[:4].square().sum()
+        shares.append(float((torch.linalg.qr(p).Q.mT @ g).square().sum() / best))
+        drift = max(drift, float((p.mT @ p - torch.eye(4)).norm()))
+    loss = float((w.detach() - target).square().sum() / target.square().sum())
+    return loss, sum(shares) / steps, drift
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.01])
+def test_at_the_papers_alpha_of_five_it_learns_as_galore_and_captures_more(penalty):
+    loss, share, _ = descend(5.0, penalty)
+    assert loss < 1.03 * descend("redrawn")[0]
+    assert share > descend("redrawn")[1] > 0.85
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.01])
+def test_a_larger_alpha_follows_the_gradient_more_closely_and_learns_more(penalty):
+    slow, middle, fast = (descend(alpha, penalty) for alpha in (0.1, 1.0, 5.0))
+    assert slow[1] < middle[1] < fast[1]
+    assert descend("frozen")[0] > slow[0] > middle[0] > fast[0]
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_a_small_penalty_keeps_columns_nearer_to_orthonormal_at_no_cost_of_loss(alpha):
+    free, held = descend(alpha), descend(alpha, 0.01)
+    assert held[2] < 0.95 * free[2]
+    assert held[0] == pytest.approx(free[0], rel=5e-3)
 
 
 @pytest.mark.parametrize("retraction", [None, "qr", "polar"])
