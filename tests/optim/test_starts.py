@@ -166,3 +166,33 @@ def test_nan_in_one_expert_spoils_that_expert_alone_and_no_basis(method):
         go(spoilt, grads[3:])
     assert torch.equal(weight(spoilt).nan_to_num(), before.nan_to_num())
     assert torch.isfinite(basis_of(spoilt)).all()
+
+
+# Bases that the gradient alone decides. Draws differ: their seeds know the side.
+_EXACT = {
+    "galore": {"svd": "exact"}, "grass": {"select": "topr"}, "osd": {"svd": "exact"},
+    "grasswalk": {"basis": "svd", "svd": "exact"}, "grassjump": {"basis": "svd", "svd": "exact"},
+    "snsm": {"svd": "exact"}, "adamsn": {},
+}  # fmt: skip
+
+
+def both_ways(method, **group):
+    """Weights after each step of a tall problem, and of its transpose, turned back."""
+    grads = gradients(7)
+    tall, wide = make(method, **group), make(method, (SHAPE[1], SHAPE[0]), **group)
+    weight(wide).data.copy_(weight(tall).detach().mT)
+    return go(tall, grads), [w.mT for w in go(wide, [g.mT for g in grads])]
+
+
+@METHODS
+def test_a_tall_weight_is_the_transposed_wide_one_across_refreshes(method):
+    tall, wide = both_ways(method, refresh_every=3, **_EXACT[method])
+    for a, b in zip(tall, wide, strict=True):
+        assert torch.allclose(a, b, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["grasswalk", "grassjump"])
+def test_a_tall_weight_draws_other_bases_than_the_transposed_wide_one(method):
+    tall, wide = both_ways(method, refresh_every=3, svd="exact")
+    assert torch.allclose(tall[2], wide[2], atol=1e-10, rtol=0)
+    assert not torch.allclose(tall[3], wide[3], atol=1e-5, rtol=0)
