@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from spanwise.io import SharedFolder, open_tensors, plan_shards, write_json
 from spanwise.merging._job import Job
 from spanwise.merging._parallel import side_by_side
+from spanwise.merging._parts import Parts
 from spanwise.merging._sources import Source
 
 Watch = Callable[[int, int], None]
@@ -34,15 +35,20 @@ class Written:
         folder: The merged model.
         tensors: How many tensors this process wrote.
         reused: Shards that an earlier, interrupted run had finished.
+        removed: Tensor -> (energy that `avoid` and `within` took away, energy before), summed over
+            the updates that this process projected.
+        notes: What a reader should know: parameters left out, configurations that differ.
     """
 
     folder: Path
     tensors: int
     reused: int
+    removed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def merge_to_folder(
-    job: Job,
+    job: Job | Parts,
     folder: str | Path,
     *,
     max_shard_bytes: float = 2e9,
@@ -50,6 +56,8 @@ def merge_to_folder(
     memory: float = 2**30,
     overwrite: bool = False,
     watch: Watch | None = None,
+    complete: Callable[[Path], None] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Written:
     """Merge into a folder that `from_pretrained` loads, a few tensors in memory at a time.
 
@@ -65,6 +73,8 @@ def merge_to_folder(
         memory: Bytes that tensors in work may take together.
         overwrite: Whether a folder that is there is replaced.
         watch: Told how far this process is.
+        complete: Changes what lies beside the weights, given the folder before it is whole.
+        more: What else identifies the job, JSON.
 
     Raises:
         FileExistsError: If `folder` holds something else.
@@ -72,7 +82,7 @@ def merge_to_folder(
         ValueError: If another unfinished job lies there, or an input turns out not to be finite.
     """
     folder = Path(folder)
-    identity = describe(job)
+    identity = {**describe(job), **(more or {})}
     if _made_by(folder, identity) and not overwrite:
         return Written(folder, 0, 0)
     reference = job.inputs.reference
@@ -81,7 +91,7 @@ def merge_to_folder(
     _check_room(folder, sum(shard.nbytes for shard in shards))
     shared = SharedFolder(folder, shards, job=identity, overwrite=overwrite)
     total = sum(len(s.entries) for s in shards if not (shared.staging / s.file).is_file())
-    begun: Job | None = None
+    begun: Job | Parts | None = None
     done = 0
     for file in shared.pending():
         begun = begun or job.begun()
@@ -95,18 +105,29 @@ def merge_to_folder(
                 watch(done, total)
         file.close()
 
-    def complete(staging: Path) -> None:
+    def beside(staging: Path) -> None:
         source = next((s.folder for s in (reference, *job.inputs.models) if s.folder), None)
         if source is not None:
             copy_companions(source, staging, job.out_dtype)
+        if complete is not None:
+            complete(staging)
         write_json(staging / RECORD, identity)
 
-    shared.finish(complete)
-    return Written(folder, done, shared.reused)
+    shared.finish(beside)
+    return Written(folder, done, shared.reused, _removed(job))
 
 
-def describe(job: Job) -> dict[str, Any]:
+def unfinished(folder: str | Path) -> int:
+    """Shards that an interrupted run left for `folder`, which the next one will not redo."""
+    target = Path(folder).resolve()
+    staging = target.with_name(f".{target.name}.partial")
+    return len([p for p in staging.glob("*.safetensors") if not p.name.startswith(".")])
+
+
+def describe(job: Job | Parts) -> dict[str, Any]:
     """What identifies a merge: the method, every parameter, and the inputs."""
+    if isinstance(job, Parts):
+        return {"parts": [describe(part) for part in job.jobs], "out_dtype": str(job.out_dtype)}
     sources = [job.inputs.base, *job.inputs.models]
     return {
         "method": type(job.method).__name__,
@@ -162,6 +183,12 @@ def copy_companions(source: Path, folder: Path, dtype: torch.dtype | None) -> No
             if key in held:
                 held[key] = str(dtype).removeprefix("torch.")
         write_json(config, held)
+
+
+def _removed(job: Job | Parts) -> dict[str, tuple[float, float]]:
+    keepers = [j.keeper for j in (job.jobs if isinstance(job, Parts) else [job])]
+    held = {n: counts for k in keepers if k is not None for n, counts in k.removed.items()}
+    return {name: (counts[0], counts[1]) for name, counts in held.items()}
 
 
 def _made_by(folder: Path, identity: Mapping[str, Any]) -> bool:

@@ -39,6 +39,16 @@ def layer_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def renumbered(name: str, layer: int) -> str:
+    """The name that a tensor has in another layer.
+
+    Example:
+        >>> renumbered("model.layers.7.mlp.up_proj.weight", 3)
+        'model.layers.3.mlp.up_proj.weight'
+    """
+    return _LAYER.sub(lambda found: found[0].replace(found[1], str(layer)), name, count=1)
+
+
 class Schedule:
     """One parameter's value at every tensor.
 

@@ -13,9 +13,6 @@ from spanwise.io import open_tensors
 from spanwise.io._reader import TensorReader
 from spanwise.lora import Adapter, is_adapter, open_adapter
 
-Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter
-"""A module, a state dict, a safetensors file, a transformers folder, or a PEFT LoRA folder."""
-
 _QUANTISED = (".qweight", ".qzeros", ".absmax", ".quant_map", ".SCB", ".weight_packed")
 
 
@@ -66,6 +63,11 @@ class Source:
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """(B (m, r), A (r, n)) with the update B A as stored, for an adapter; None otherwise."""
         return None
+
+
+Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter | Source
+"""A module, a state dict, a safetensors file, a transformers folder, a PEFT LoRA folder, or what
+`open_source` made of one."""
 
 
 class AdapterSource(Source):
@@ -152,12 +154,14 @@ def open_source(label: str, model: Model, base: Source | None = None) -> Source:
 
     Args:
         label: What to call it.
-        model: See `Model`.
+        model: See `Model`; a source is handed back.
         base: What an adapter adds to.
 
     Raises:
         ValueError: If it is an adapter and there is no base, or its weights are quantised.
     """
+    if isinstance(model, Source):
+        return model
     folder = Path(model) if isinstance(model, (str, Path)) else None
     if isinstance(model, Adapter) or (folder is not None and is_adapter(folder)):
         if base is None:

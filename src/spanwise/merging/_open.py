@@ -1,0 +1,197 @@
+"""Models that a merge names: found on disk, opened, and compared before anything is written."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from spanwise.io import TensorReader
+from spanwise.lora import Adapter
+from spanwise.merging._parts import LAYER_KEYS
+from spanwise.merging._vocabulary import FILES
+
+_MUST = (
+    "model_type", "architectures", "hidden_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act",
+)  # fmt: skip
+"""What must be the same in two configurations."""
+_SHOULD = ("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "sliding_window")
+"""What should be: the result gets the base's."""
+
+
+class Applied(TensorReader):
+    """A model with a LoRA adapter added to it; adapted tensors are float32 or wider."""
+
+    def __init__(self, tensors: TensorReader, adapter: Adapter, label: str) -> None:
+        self._tensors, self._adapter = tensors, adapter
+        for name in adapter:
+            if name not in tensors or tensors.shape(name) != adapter.shape(name):
+                raise ValueError(f"{label}: the adapter's {name!r} does not fit the model.")
+        self.metadata = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._tensors[name]
+        if name not in self._adapter:
+            return stored
+        dtype = self.dtype(name)
+        return stored.to(dtype) + self._adapter.update(name, dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._tensors.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        own = self._tensors.dtype(name)
+        return torch.promote_types(own, torch.float32) if name in self._adapter else own
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
+        if name not in self._adapter:
+            return self._tensors.rows(name, start, stop)
+        self._check_rows(name, start, stop)
+        return self[name][start:stop]
+
+    def _pieces(self, name: str) -> Iterator[memoryview]:
+        raise NotImplementedError  # nobody takes the digest of a model that is being put together
+
+
+def locate(path: str, revision: str | None = None, beside: Path | None = None) -> Path:
+    """The folder or file of a model: as the path says, beside the configuration, or in the cache.
+
+    Args:
+        path: A path, or a name on the Hugging Face hub that was downloaded before.
+        revision: Of the download.
+        beside: Where the configuration lies.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+    """
+    plain = Path(path).expanduser()
+    for candidate in (plain, *([beside / plain] if beside is not None else [])):
+        if candidate.exists():
+            return candidate
+    hint = ""
+    if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+        try:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(path, revision=revision, local_files_only=True))
+        except (ImportError, OSError, ValueError):
+            hint = f" nor in the hub's cache: hf download {path}"
+    raise FileNotFoundError(2, f"No model there{hint}", path)
+
+
+def read_config(folder: Path | None, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file of a model's folder; empty if there is none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    if folder is None or not (folder / name).is_file():
+        return {}
+    try:
+        held = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is damaged: {error}") from error
+    return held if isinstance(held, dict) else {}
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of its language model: its own part for models of several."""
+    inner = config.get("text_config")
+    nested = isinstance(inner, Mapping) and not any(key in config for key in LAYER_KEYS)
+    return inner if nested and isinstance(inner, Mapping) else config
+
+
+def check_configs(
+    configs: Sequence[tuple[str, Mapping[str, Any]]], *, sliced: bool = False
+) -> list[str]:
+    """Compare configurations with the first one.
+
+    Args:
+        configs: (Name, configuration); those without a configuration are passed over.
+        sliced: Whether layers are taken from anywhere, so that their number does not matter.
+
+    Returns:
+        What differs without forbidding a merge.
+
+    Raises:
+        ValueError: If two models are not of one architecture.
+    """
+    held = [(name, text_part(config), config) for name, config in configs if config]
+    notes = []
+    for name, part, config in held[1:]:
+        first, root, whole = held[0]
+        layers = () if sliced else LAYER_KEYS
+        for key in (*_MUST, *layers):
+            a, b = (whole, config) if key in ("model_type", "architectures") else (root, part)
+            if key in a and key in b and a[key] != b[key]:
+                raise ValueError(
+                    f"{name} and {first} are not the same architecture: {key} is {b[key]!r} in "
+                    f"{name} and {a[key]!r} in {first}. Merge copies of one model."
+                )
+        for key in _SHOULD:
+            if root.get(key) != part.get(key):
+                notes.append(
+                    f"{key} is {part.get(key)!r} in {name} and {root.get(key)!r} in {first}, "
+                    "which the merged model gets"
+                )
+    return notes
+
+
+def check_tokens(models: Sequence[tuple[str, Mapping[str, int] | None]], rows: int) -> list[str]:
+    """Compare tokenizers with the first one, where no vocabulary was asked for.
+
+    Args:
+        models: (Name, token -> id or None without a tokenizer).
+        rows: Rows of the embeddings.
+
+    Returns:
+        What differs without spoiling a merge.
+
+    Raises:
+        ValueError: If a row means one token in one model and another in the other.
+    """
+    known = [(name, ids) for name, ids in models if ids is not None]
+    notes = []
+    if known and models[0][1] is None:
+        notes.append(f"{models[0][0]} has no tokenizer: the result gets that of {known[0][0]}")
+    for name, ids in known[1:]:
+        first, root = known[0]
+        token_of = {number: token for token, number in root.items()}
+        other = [(t, i) for t, i in ids.items() if i < rows and token_of.get(i, t) != t]
+        if other:
+            token, number = other[0]
+            raise ValueError(
+                f"the tokenizers of {name} and {first} differ in {len(other)} tokens: row {number} "
+                f"is {token!r} in {name} and {token_of[number]!r} in {first}. Choose one with "
+                "tokenizer: base, union, or a folder."
+            )
+        more = [token for token in ids if token not in root]
+        if more:
+            notes.append(
+                f"{name} has {len(more)} tokens that {first} lacks, {more[0]!r} first, and the "
+                "result gets the tokenizer of "
+                f"{first}: tokenizer {name!r} or 'union' would keep them"
+            )
+    return notes
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a folder."""
+    return any((folder / name).is_file() for name in FILES)
