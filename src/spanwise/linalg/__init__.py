@@ -18,13 +18,16 @@ from spanwise.linalg.bases import (
 )
 from spanwise.linalg.growing import GrowingBasis
 from spanwise.linalg.krylov import conjugate_gradient, expm_multiply, kronecker_sum, lanczos
+from spanwise.linalg.polar import Polar, inverse_sqrt, polar
 from spanwise.linalg.psd import psd_solve
 from spanwise.linalg.sketches import hadamard_transform, srht_basis
 from spanwise.linalg.svd import SVD, captured_energy, top_subspace, truncated_svd
+from spanwise.linalg.thin import leading_triples, thin_svd
 
 __all__ = [
     "SVD",
     "GrowingBasis",
+    "Polar",
     "align",
     "captured_energy",
     "complement",
@@ -35,17 +38,21 @@ __all__ = [
     "grassmann",
     "hadamard_transform",
     "intersection",
+    "inverse_sqrt",
     "kronecker_sum",
     "lanczos",
+    "leading_triples",
     "lift",
     "orthonormalize",
     "outside",
+    "polar",
     "principal_angles",
     "project",
     "psd_solve",
     "random_basis",
     "reject",
     "srht_basis",
+    "thin_svd",
     "top_subspace",
     "truncated_svd",
     "union",

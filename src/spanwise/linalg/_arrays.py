@@ -43,7 +43,9 @@ def largest_entry(name: str, m: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*
     """
     if not m.numel():
         return m.new_zeros(*m.shape[:-2], 1, 1)
-    peak = m.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    held, dims = m.detach(), (-2, -1)
+    # Two extremes, where |m| would be a copy of m; NaN is passed on by both.
+    peak = torch.maximum(held.amax(dims, keepdim=True), -held.amin(dims, keepdim=True))
     if not bool(torch.isfinite(peak).all()):
         bad = int((~torch.isfinite(m)).sum())
         raise ValueError(
