@@ -53,6 +53,13 @@ class Work:
         """How many models are merged."""
         return len(self.inputs.models)
 
+    @property
+    def row(self) -> int:
+        """How many weights feed one output, next to each other in memory; all of a vector."""
+        if self.matrix or len(self.shape) < 2:
+            return self.shape[-1] if self.shape else 1
+        return math.prod(self.shape[1:])
+
     def base(self) -> Tensor:
         """The base's tensor; methods that need no base must not ask for it."""
         base = self.inputs.base

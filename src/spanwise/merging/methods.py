@@ -2,9 +2,26 @@
 
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods.averages import Linear, TaskArithmetic
+from spanwise.merging._methods.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from spanwise.merging._methods.dare import DareLinear, DareTies
+from spanwise.merging._methods.della import Della, DellaLinear
+from spanwise.merging._methods.model_stock import ModelStock
+from spanwise.merging._methods.slerp import NuSlerp, Slerp
+from spanwise.merging._methods.ties import Ties
 
 METHODS: dict[str, type[Method]] = {
     "linear": Linear,
     "task_arithmetic": TaskArithmetic,
+    "ties": Ties,
+    "dare": DareLinear,
+    "dare_linear": DareLinear,
+    "dare_ties": DareTies,
+    "della": Della,
+    "della_linear": DellaLinear,
+    "breadcrumbs": Breadcrumbs,
+    "breadcrumbs_ties": BreadcrumbsTies,
+    "slerp": Slerp,
+    "nuslerp": NuSlerp,
+    "model_stock": ModelStock,
 }
 """Name -> class; each class's docstring is its help."""
