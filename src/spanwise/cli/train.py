@@ -37,6 +37,8 @@ def show_plan(config: TrainConfig, terminal: Terminal) -> int:
         f"{predicted.rank}, {predicted.batch} sequences of {predicted.sequence} tokens, "
         f"{config.precision}",
     )
+    for method, reason in predicted.refused.items():
+        terminal.say(f"{method} is left out: {reason}")
     terminal.say(
         "The peak is below the sum, because gradients come while activations go. --batch, "
         "--sequence, --rank and --precision change it."

@@ -165,7 +165,8 @@ def check_shape(config: TrainConfig) -> None:
     shape = load_config(config.model, layers=config.layers, tokenizer=config.texts.tokenizer)
     rank, width = resolve_rank(config, shape.hidden_size), shape.hidden_size
     check_own_options(config)
-    if config.optimizer.method in OURS and config.optimizer.method != "adamsn" and rank >= width:
+    ours = OURS.get(config.optimizer.method)
+    if ours is not None and ours.needs_rank and rank >= width:
         raise ValueError(
             f"rank = {rank} is not below the width of {config.model}, {width}: there is nothing "
             f"to project. Try --rank {width // 4}."
