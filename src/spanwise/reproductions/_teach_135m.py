@@ -35,9 +35,9 @@ class Settings:
     """Tokens in a sequence."""
     batch: int = 2
     """Sequences in a step."""
-    steps: int = 10
+    steps: int = 30
     """Steps on the new text, at a constant rate."""
-    checkpoints: tuple[int, ...] = (3, 6, 10)
+    checkpoints: tuple[int, ...] = (3, 6, 10, 15, 20, 30)
     """Steps at which to evaluate; the last is the end."""
     alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
     """Fractions of the whole update that are evaluated."""
@@ -53,9 +53,9 @@ class Settings:
     """GaLore's rank, a ninth of the width."""
     refresh_every: int = 10
     """Steps between two of GaLore's bases."""
-    level: float = 0.6
+    level: float = 1.1
     """Nats per token of learning at which arms are compared."""
-    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     """Grid of rates, common to all arms."""
     extensions: int = 1
     """How many rates an arm's grid may grow by while its best lies on the edge."""
