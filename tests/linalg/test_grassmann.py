@@ -155,6 +155,53 @@ class TestMove:
         torch.testing.assert_close(moved, grassmann.exp(x, h, angle=0.4), atol=1e-8, rtol=0)
         assert defect(moved) < 1e-14
 
+    @pytest.mark.parametrize("angle", [0.0, 1e-3, 0.3, math.pi / 2, 2.0])
+    @pytest.mark.parametrize(("d", "r"), [(40, 12), (12, 4), (10, 7)])
+    def test_is_the_textbook_formula_of_a_gaussian(self, d, r, angle):
+        # Up to a right angle, and with enough of u outside X, by power series, else eigenvectors.
+        x = point(d, r)
+        u = torch.randn(d, r, generator=seeded(1), dtype=F64)
+        left, s, vh = torch.linalg.svd(u - x @ (x.mT @ u), full_matrices=False)
+        t = angle * s / s[0]
+        expected = x @ vh.mT @ t.cos().diag() @ vh + left @ t.sin().diag() @ vh
+        moved = grassmann.move(x, u, angle)
+        torch.testing.assert_close(moved, expected, atol=1e-13, rtol=0)
+
+    def test_both_ways_of_computing_it_agree_where_they_meet(self):
+        x = point(40, 12)
+        h, inside = tangent(x), x @ torch.randn(12, 12, generator=seeded(3), dtype=F64)
+        scale = math.sqrt(3) * h.norm() / inside.norm()
+        for share in (0.999, 1.001):  # of u's squared norm three quarters lie inside X
+            moved = grassmann.move(x, h + share * scale * inside, 0.4)
+            torch.testing.assert_close(moved, grassmann.exp(x, h, angle=0.4), atol=1e-13, rtol=0)
+
+    @pytest.mark.parametrize("angle", [0.3, 1.5])
+    @pytest.mark.parametrize(("d", "r"), [(40, 12), (10, 7)])
+    def test_takes_the_drift_out_of_the_basis(self, d, r, angle):
+        # Whatever rounding does in one move, the next undoes: a defect e becomes e^2.
+        x = point(d, r)
+        drifted = x + 1e-6 * torch.randn(d, r, generator=seeded(2), dtype=F64)
+        u = torch.randn(d, r, generator=seeded(1), dtype=F64)
+        assert defect(drifted) > 1e-7
+        assert defect(grassmann.move(drifted, u, angle)) < 1e-10
+
+    @pytest.mark.parametrize("size", [1e-300, 1e-150, 1e-30, 1e30, 1e160, 1e300])
+    def test_only_the_direction_matters(self, size):
+        x = point(12, 4)
+        u = torch.randn(12, 4, generator=seeded(1), dtype=F64)
+        moved = grassmann.move(x, size * u, 0.3)
+        torch.testing.assert_close(moved, grassmann.move(x, u, 0.3), atol=1e-13, rtol=0)
+
+    def test_of_a_stack_moves_each_as_it_would_alone(self):
+        x = point(12, 4, batch=(3,))
+        u = torch.randn(3, 12, 4, generator=seeded(1), dtype=F64)
+        u[1] = x[1] @ torch.randn(4, 4, generator=seeded(2), dtype=F64) + 1e-3 * u[1]
+        moved = grassmann.move(x, u, 0.3)
+        for i in range(3):
+            alone = grassmann.move(x[i], u[i], 0.3)
+            # The horizontal part of the second is a thousandth: so much larger is its rounding.
+            torch.testing.assert_close(moved[i], alone, atol=1e-12, rtol=0)
+
 
 class TestLogAndDist:
     @pytest.mark.parametrize("angle", [1e-9, 1e-4, 0.5, 1.57])

@@ -57,7 +57,7 @@ def project_aware_(
     """
     # c2 drawn into the bracket: v' = |(C*C)(v - k m^2) + k m'^2| with k = c2 / c1^2.
     k = (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2
-    variance = torch.addcmul(exp_avg_sq, exp_avg, exp_avg, value=-k)
+    variance = exp_avg_sq.addcmul_(exp_avg, exp_avg, value=-k)  # overwritten below anyway
     rotated = _apply(left, exp_avg, right)
     squares = [None if c is None else c.square() for c in (left, right)]
     spread = _apply(squares[0], variance, squares[1])
