@@ -5,11 +5,18 @@ from spanwise.merging._methods.averages import Linear, TaskArithmetic
 from spanwise.merging._methods.breadcrumbs import Breadcrumbs, BreadcrumbsTies
 from spanwise.merging._methods.dare import DareLinear, DareTies
 from spanwise.merging._methods.della import Della, DellaLinear
+from spanwise.merging._methods.isotropic import IsoC, IsoCTS
+from spanwise.merging._methods.knots import Knots
 from spanwise.merging._methods.model_stock import ModelStock
 from spanwise.merging._methods.slerp import NuSlerp, Slerp
 from spanwise.merging._methods.ties import Ties
+from spanwise.merging._methods.tsv import TSV
 
 METHODS: dict[str, type[Method]] = {
+    "iso_c": IsoC,
+    "iso_cts": IsoCTS,
+    "tsv": TSV,
+    "knots": Knots,
     "linear": Linear,
     "task_arithmetic": TaskArithmetic,
     "ties": Ties,
