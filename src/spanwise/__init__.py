@@ -28,6 +28,7 @@ __getattr__, __dir__ = lazy_attributes(
             "io",
             "layouts",
             "linalg",
+            "merging",
             "optim",
             "plots",
             "report",

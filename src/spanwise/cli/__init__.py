@@ -17,6 +17,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "spanwise.cli.atlas:main",
         "extract, show or compare the directions that a model uses",
     ),
+    "merge": (
+        "spanwise.cli.merge:main",
+        "merge models of one base; reads mergekit's configurations too",
+    ),
     "demo": ("spanwise.cli.demo:main", "see it work: three minutes, no download"),
     "list": ("spanwise.cli.methods:list_methods", "the methods of this library, one line each"),
     "show": ("spanwise.cli.methods:show", "one method: claim, paper, entry points, result"),
@@ -32,7 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Teach": ("train",),
-    "Look and combine": ("atlas",),
+    "Look and combine": ("atlas", "merge"),
     "House": ("demo", "list", "show", "cite", "reproduce", "report", "doctor"),
 }
 

@@ -1,8 +1,9 @@
 """Dataclasses to YAML and back, with an error that names the key and what was expected."""
 
 import dataclasses
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -97,6 +98,39 @@ def from_plain(cls: type[T], data: Mapping[str, Any], *, missing: Any = dataclas
             value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         object.__setattr__(template, name, value)
     return template
+
+
+def named_values(entries: Sequence[str], example: str) -> dict[str, Any]:
+    """Options given as `NAME=VALUE`; a value is read as in YAML, and `None` as in Python.
+
+    Args:
+        entries: What was given.
+        example: What an entry looks like, for errors.
+
+    Raises:
+        ValueError: If an entry reads otherwise, or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        name = name.strip()
+        if not sign or not name:
+            raise ValueError(f"option must read NAME=VALUE, such as {example}; got {entry!r}.")
+        if name in found:
+            raise ValueError(f"{name} is given twice, the second time by {entry!r}; keep one.")
+        found[name] = _read(value.strip(), entry)
+    return found
+
+
+def _read(text: str, entry: str) -> Any:
+    if text == "None":
+        return None
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"option {entry!r}: its value is neither a number, a word nor a [list]."
+        ) from error
 
 
 def _keys_within(hint: Any) -> set[str]:

@@ -3,13 +3,13 @@
 import dataclasses
 import difflib
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
-import yaml
+
+from spanwise.io.configs import named_values
 
 # Flags keep their short names while `--help` groups them as the dataclasses do.
 _Flat = tyro.conf.OmitArgPrefixes
@@ -131,16 +131,10 @@ class OptimizerOptions:
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.stagger:
             chosen["stagger"] = True
-        for entry in self.option:
-            name, sign, value = entry.partition("=")
-            name = name.strip()
-            if not sign or not name:
-                raise ValueError(
-                    f"option must read NAME=VALUE, such as walk_angle=0.5; got {entry!r}."
-                )
+        for name, found in named_values(self.option, "walk_angle=0.5").items():
             if name in chosen:
+                entry = next(e for e in self.option if e.partition("=")[0].strip() == name)
                 raise ValueError(f"{name} is given twice, the second time by {entry!r}; keep one.")
-            found = _read(value.strip(), entry)
             chosen[name] = tuple(found) if isinstance(found, list) else found
         return chosen
 
@@ -319,18 +313,6 @@ def _tidy(key: str, value: Any) -> Any:
     if key in ("out", "avoid", "within", "measure") and isinstance(value, str):
         return Path(value)
     return value
-
-
-def _read(text: str, entry: str) -> Any:
-    """The value of an option of the method: as in YAML, and as in Python where that differs."""
-    if text == "None":
-        return None
-    try:
-        return float(text) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"option {entry!r}: its value is neither a number, a word nor a [list]."
-        ) from error
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:
