@@ -52,3 +52,25 @@ def _draw_bars(ax: "Axes", result: Result, metric: str, label: str) -> None:
 
 def _values(result: Result, arm: str, metric: str) -> Sequence[float]:
     return [row[metric] for row in result.rows if row["arm"] == arm and row.get(metric) is not None]
+
+
+def draw_iterations(ax: "Axes", result: Result) -> None:
+    """Accuracy along the steps of conjugate gradient, one line for each objective."""
+    from matplotlib import rcParams
+
+    ink = rcParams["text.color"]
+    arms = [arm for arm in result.arms if any("path" in r for r in result.rows if r["arm"] == arm)]
+    for shade, arm in enumerate(arms, start=1):
+        paths = [row["path"] for row in result.rows if row["arm"] == arm]
+        steps = [point[0] for point in paths[0]]
+        means = [statistics.fmean(path[i][1] for path in paths) for i in range(len(steps))]
+        alpha = shade / len(arms)
+        ax.plot(steps, means, marker="o", markersize=4, color=ORANGE, alpha=alpha)
+        ax.annotate(
+            result.arms[arm], (steps[-1], means[-1]), xytext=(-4, 6), textcoords="offset points",
+            ha="right", color=ink, fontsize=8.5,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_xlabel("steps of conjugate gradient")
+    ax.set_ylabel("test accuracy (%)")
+    ax.set_title("How many steps")

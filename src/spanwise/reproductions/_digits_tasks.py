@@ -169,9 +169,20 @@ class Tasks:
             "normalised": statistics.fmean(shares),
         }
 
+    def judged(self, merged: Merged, alphas: Sequence[float] | None = None) -> dict[str, float]:
+        """`scores` at the best alpha of a grid, or as it is without one."""
+        if alphas is None:
+            return self.scores(merged)
+        alpha = self.best_alpha(merged, alphas)
+        return {**self.scores(merged.at(alpha)), "alpha": alpha}
+
+    def validated(self, weights: Weights) -> float:
+        """Mean accuracy on validation images, which may choose."""
+        return statistics.fmean(self.accuracies(weights, "validation"))
+
     def best_alpha(self, merged: Merged, alphas: Sequence[float]) -> float:
         """The scale with the highest mean validation accuracy; the smaller one of equals."""
-        found = merged.sweep(alphas, lambda m: statistics.fmean(self.accuracies(m, "validation")))
+        found = merged.sweep(alphas, self.validated)
         return max(found, key=lambda point: (point[1], -point[0]))[0]
 
     def examples(self, task: int, part: str = "train") -> tuple[Tensor, Tensor]:
