@@ -383,6 +383,7 @@ def test_a_fraction_outside_0_and_1_is_refused(bad):
         merge(base, tuned, "iso_cts", common_fraction=bad)
 
 
+@pytest.mark.bad_input
 def test_an_unknown_null_is_refused():
     with pytest.raises(ValueError, match="null must be 'true' or 'official'"):
         IsoC(null="none")  # type: ignore[arg-type]

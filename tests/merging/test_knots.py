@@ -155,9 +155,14 @@ def test_what_is_no_matrix_is_averaged():
 
 def test_parameters_out_of_range_are_refused():
     base, tuned = models(2)
-    with pytest.raises(ValueError, match="inner must be one of mean, ties, dare_ties"):
-        merge(base, tuned, "knots", inner="slerp")
     with pytest.raises(ValueError, match="a mean keeps everything"):
         merge(base, tuned, "knots", inner="mean", density=0.5)
     with pytest.raises(ValueError, match=r"density must be in \(0, 1\]"):
         merge(base, tuned, "knots", density=0.0)
+
+
+@pytest.mark.bad_input
+def test_an_unknown_inner_method_is_named():
+    base, tuned = models(2)
+    with pytest.raises(ValueError, match="inner must be one of mean, ties, dare_ties"):
+        merge(base, tuned, "knots", inner="slerp")
