@@ -121,7 +121,7 @@ def _preset(result: Result) -> str:
 
 def _spread(rows: Sequence[Row], arm: str, name: str, metric: Metric) -> str:
     """Mean ± standard deviation, both to the digit that the deviation makes doubtful."""
-    mine = [row.get(name) for row in rows if row["arm"] == arm]
+    mine = [row[name] for row in rows if row["arm"] == arm and name in row]
     values = [float(value) for value in mine if value is not None]
     if not mine or len(values) < len(mine):
         return "diverged" if mine else "—"
@@ -188,7 +188,7 @@ def _entry(result: Result, key: str, row: Row) -> str:
     if key == "arm":
         return result.arms.get(value, value)
     if value is None:
-        return "diverged" if key in result.metrics else "—"
+        return "diverged" if key in result.metrics and key in row else "—"
     if isinstance(value, float) and key in result.metrics:
         return f"{value:#.4g}"  # zeros at the end included, so that columns line up
     return format_value(value, "B" if key.endswith("_bytes") else "")
