@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spanwise.merging._work import Work
@@ -46,7 +47,7 @@ def bound(chance: float) -> int:
     return min(round(chance * 2**32), 2**32 - 1) - 2**31
 
 
-def keep_where_(update: Tensor, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Tensor:
+def keep_where_(update: Tensor, mask: NDArray[np.bool_]) -> Tensor:
     """`update` in place, zero where `mask` is not set."""
     if update.device.type == "cpu":  # NumPy multiplies by truth values four times as fast
         held = update.numpy()

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spanwise.merging._work import BLOCK, Work
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 _BITS = 20
 """A pass over the data divides what it looks at into at most 2**20 bins."""

@@ -49,7 +49,8 @@ class DareLinear(Sparse):
         def drop(part: Work, update: Tensor) -> Tensor:
             if density == 1:
                 return update
-            keep_where_(update, np.less(draws(part, index).cpu().numpy(), bound(density)))
+            drawn = draws(part, index).reshape(-1).cpu().numpy()
+            keep_where_(update, np.less(drawn, bound(density)))
             return update.div_(density) if self.rescale == "expectation" else update
 
         return drop
