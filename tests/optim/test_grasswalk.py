@@ -11,7 +11,7 @@ from torch import nn
 from conformance.optimizers import OptimizerSuite
 from spanwise.linalg import captured_energy, grassmann, principal_angles
 from spanwise.linalg.bases import random_basis
-from spanwise.optim import GaLore, GrassJump, GrassWalk, state_bytes
+from spanwise.optim import GaLore, GrassJump, GrassWalk, param_groups, state_bytes
 from spanwise.optim._bases.grassmann import jump, track, walk
 from spanwise.optim._engine.transfer import change_of_basis, project_aware_
 from spanwise.optim._guard.constraint import SideConstraint
@@ -170,6 +170,25 @@ class TestWalk:
         for _ in range(1000):
             basis = walk(basis, 0.3, allowed=None, generator=generator)
         assert (basis.mT @ basis - torch.eye(6)).abs().max() < 1e-5
+
+    def test_ten_thousand_walks_stay_orthonormal_in_float32(self, pytestconfig):
+        if pytestconfig.getoption("jaxtyping_packages", None):
+            pytest.skip("shapes checked at 1e4 calls take a minute; the thousand walks have them")
+        basis, generator = random_basis(12, 4, generator=seeded(0)), seeded(1)
+        for _ in range(10_000):
+            basis = walk(basis, 0.3, allowed=None, generator=generator)
+        assert (basis.mT @ basis - torch.eye(4)).abs().max() < 1e-5
+
+    @pytest.mark.parametrize("angle", [0.3, math.pi / 2])
+    def test_is_its_formula_at_a_quarter_of_the_dimensions(self, angle):
+        d, r = 64, 16
+        old = random_basis(d, r, generator=seeded(0), dtype=F64)
+        new = walk(old, angle, allowed=None, generator=seeded(1))
+        omega = torch.randn(d, r, generator=seeded(1), dtype=F64)
+        u, s, vh = torch.linalg.svd(omega - old @ (old.mT @ omega), full_matrices=False)
+        t = angle * s / s[0]
+        expected = old @ vh.mT @ t.cos().diag() @ vh + u @ t.sin().diag() @ vh
+        torch.testing.assert_close(new, expected, atol=1e-10, rtol=0)
 
     def test_is_not_a_jump_in_disguise(self):
         # A Gaussian tangent taken at its own length has angles of many turns.
@@ -580,6 +599,35 @@ def test_another_seed_draws_other_bases(method):
         w = matrix(9, 14)
         bases.append(basis_of(run(method, w, gradients(9, 14, 4), refresh_every=2, seed=seed), w))
     assert grassmann.dist(*bases) > 1e-2
+
+
+@BOTH
+def test_tied_weights_have_one_basis_and_are_trained_once_with_the_gradient_of_both(method):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(10, 10, bias=False, dtype=F64)
+            self.second = nn.Linear(10, 10, bias=False, dtype=F64)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x).tanh())
+
+    torch.manual_seed(0)
+    model = Tied()
+    lone = nn.Parameter(model.first.weight.detach().clone())
+    options = {"lr": 1e-2, "refresh_every": 2}
+    optimizer = method(param_groups(model, rank=4), **options)
+    twin = method([{"params": [("first.weight", lone)], "rank": 4}], **options)
+    for x in gradients(16, 10, 5):
+        optimizer.zero_grad()
+        twin.zero_grad()
+        model(x).square().mean().backward()
+        ((x @ lone.mT).tanh() @ lone.mT).square().mean().backward()
+        optimizer.step()
+        twin.step()
+    assert len(optimizer.state) == 1
+    torch.testing.assert_close(model.first.weight, lone, atol=1e-10, rtol=0)
 
 
 @BOTH

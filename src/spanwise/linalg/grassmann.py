@@ -95,7 +95,7 @@ def move(
     x, u = _two(x, u, "u")
     _check_angle(angle)
     # X drifts by rounding. X P is the nearest orthonormal basis, up to the defect's square.
-    p = _plus_identity(-0.5 * (x.mT @ x), 1.5)
+    p = _plus_identity((x.mT @ x).mul_(-0.5), 1.5)
     inside = p @ (x.mT @ u)
     whole = u.mT @ u
     gram = whole - inside.mT @ inside
@@ -299,10 +299,14 @@ def _keeps_digits(gram: Tensor, whole: Tensor) -> bool:
 
     Also False where squares overflowed, underflowed or were NaN.
     """
-    part, total = (m.detach().diagonal(dim1=-2, dim2=-1).sum(-1) for m in (gram, whole))
-    limits = torch.finfo(total.dtype)
-    sound = (total > limits.tiny / limits.eps**2) & (total < math.inf)
-    return bool((sound & (part >= 0.25 * total)).all())
+    parts, totals = (
+        m.detach().diagonal(dim1=-2, dim2=-1).sum(-1).flatten().tolist() for m in (gram, whole)
+    )
+    smallest = torch.finfo(gram.dtype).tiny / torch.finfo(gram.dtype).eps ** 2
+    return all(
+        smallest < total < math.inf and part >= 0.25 * total
+        for part, total in zip(parts, totals, strict=True)
+    )
 
 
 def _cos_and_sinc(t: Tensor, angle: float) -> tuple[Tensor, Tensor]:
