@@ -57,7 +57,7 @@ def gradient_atlas(
     skipped: dict[str, str] = {}
     count = 0
     place = next(iter(model.parameters())).device
-    with evaluating(model), _requiring_grad(maps), torch.enable_grad():
+    with evaluating(model), requiring_grad([m.parameter for m in maps]), torch.enable_grad():
         for count, batch in enumerate(check_batches(data), start=1):
             value = (loss or _model_loss)(model, moved(batch, place))
             _check_loss(value, count)
@@ -127,13 +127,13 @@ def _check_loss(value: Any, batch: int) -> None:
 
 
 @contextmanager
-def _requiring_grad(maps: Sequence[LinearMap]) -> Generator[None]:
+def requiring_grad(parameters: Sequence[nn.Parameter]) -> Generator[None]:
     """Frozen weights have gradients too, while this lasts."""
-    before = [found.parameter.requires_grad for found in maps]
+    before = [parameter.requires_grad for parameter in parameters]
     try:
-        for found in maps:
-            found.parameter.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
-        for found, flag in zip(maps, before, strict=True):
-            found.parameter.requires_grad_(flag)
+        for parameter, flag in zip(parameters, before, strict=True):
+            parameter.requires_grad_(flag)
