@@ -139,6 +139,7 @@ def describe(job: Job | Parts) -> dict[str, Any]:
         "dtype": str(job.dtype),
         "out_dtype": str(job.out_dtype),
         "seed": job.seed,
+        "stats": [held.digest() for held in job.stats],
         "inputs": [None if source is None else fingerprint(source) for source in sources],
     }
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from spanwise.merging._keep import Keeper
 from spanwise.merging._methods._method import Method
 from spanwise.merging._schedule import Depths, Schedule
 from spanwise.merging._sources import Inputs
+from spanwise.merging._stats import Stats
 from spanwise.merging._work import BLOCK, Work, row_blocks
 
 Kind = Literal["copy", "matrix", "vector"]
@@ -36,7 +37,9 @@ class Job:
     device: torch.device
     seed: int = 0
     keeper: Keeper | None = None
-    stats: Sequence[Mapping[str, Mapping[str, Tensor]]] = ()
+    stats: Sequence[Stats] = ()
+    log: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Tensor -> what the method noted while merging it."""
 
     @property
     def names(self) -> list[str]:
@@ -87,7 +90,8 @@ class Job:
             seed=self.seed,
             rows=rows,
             keep=None if self.keeper is None else self.keeper.of(name),
-            stats=[held.get(name, {}) for held in self.stats],
+            stats=[held.get(name) for held in self.stats],
+            log=self.log,
         )
 
     def update(self, name: str) -> Tensor | None:

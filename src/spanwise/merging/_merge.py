@@ -12,6 +12,7 @@ from torch import Tensor
 from spanwise.atlas import Atlas
 from spanwise.merging._job import Job
 from spanwise.merging._keep import Keeper
+from spanwise.merging._matched import Statistics, check_stats, opened_stats
 from spanwise.merging._merged import Merged
 from spanwise.merging._methods._method import Method
 from spanwise.merging._parallel import side_by_side
@@ -37,6 +38,7 @@ def merge(
     exclude: Sequence[str] = (),
     avoid: Atlas | None = None,
     within: Atlas | None = None,
+    stats: Statistics | None = None,
     work_dtype: torch.dtype = torch.float32,
     out_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -63,6 +65,8 @@ def merge(
         avoid: Directions of the base that must not change; every update is projected, and the
             merged one again.
         within: The only directions that may change.
+        stats: For methods that ask for statistics, what `collect_stats` gave for each model, in
+            the models' order or by their names: `Stats`, or files of them.
         work_dtype: What is computed in, at least float32.
         out_dtype: Dtype of merged tensors; by default each keeps the base's.
         device: Where to compute.
@@ -84,7 +88,8 @@ def merge(
     job = prepare(
         base, models, method,
         alpha=alpha, alpha_vectors=alpha_vectors, include=include, exclude=exclude, avoid=avoid,
-        within=within, work_dtype=work_dtype, out_dtype=out_dtype, device=device, seed=seed,
+        within=within, stats=stats, work_dtype=work_dtype, out_dtype=out_dtype, device=device,
+        seed=seed,
         **parameters,
     )  # fmt: skip
     names = job.names
@@ -115,6 +120,7 @@ def prepare(
     exclude: Sequence[str] = (),
     avoid: Atlas | None = None,
     within: Atlas | None = None,
+    stats: Statistics | None = None,
     work_dtype: torch.dtype = torch.float32,
     out_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -142,11 +148,12 @@ def prepare(
     schedules = {key: Schedule(key, value) for key, value in scales.items()}
     for key, schedule in schedules.items():
         _check_finite(key, schedule)
+    held = opened_stats(stats, list(named), chosen.kinds())
     inputs = open_inputs(base, named)
     keeper = None
     if avoid is not None or within is not None:
         keeper = _keeper(inputs, avoid, within)
-    return Job(
+    job = Job(
         inputs=inputs,
         method=chosen,
         schedules=schedules,
@@ -161,7 +168,10 @@ def prepare(
         device=torch.device(device),
         seed=seed,
         keeper=keeper,
+        stats=held,
     )
+    check_stats(held, inputs, job.names, chosen.kinds())
+    return job
 
 
 def resolve(
@@ -218,6 +228,7 @@ def _check_count(method: Method, base: Model | None, count: int) -> None:
         most = method.most
         wanted = f"exactly {most}" if most == method.fewest else f"at least {method.fewest}"
         raise ValueError(f"{name} merges {wanted} models, got {count}.")
+    method.check_models(count, base is not None)
 
 
 def _keeper(inputs: Inputs, avoid: Atlas | None, within: Atlas | None) -> Keeper:

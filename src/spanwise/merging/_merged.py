@@ -80,6 +80,11 @@ class Merged(Mapping[str, Tensor]):
         return save_tensors(path, _Lazy(self, names), metadata)
 
     @property
+    def log(self) -> dict[str, dict[str, float]]:
+        """Tensor -> how it went, for methods that iterate: steps, relative residuals."""
+        return {name: self._job.log[name] for name in self.delta if name in self._job.log}
+
+    @property
     def atlas(self) -> Atlas:
         """The leading directions of the merged update."""
         return Atlas.from_delta({n: 0 * d for n, d in self.delta.items()}, dict(self.delta))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spanwise.merging._schedule import Schedule
 from spanwise.merging._sources import Inputs
+from spanwise.merging._stats import TensorStats
 
 BLOCK = 2**20
 """Elements that are looked at together where rows can be taken apart: they fit into a cache."""
@@ -45,8 +46,10 @@ class Work:
     rows: slice | None = None
     """Which rows are asked for; None for the whole tensor."""
     keep: Keep | None = None
-    stats: Sequence[Mapping[str, Tensor]] = ()
-    """What `collect_stats` found for this tensor, one mapping a model."""
+    stats: Sequence[TensorStats | None] = ()
+    """What `collect_stats` found for this tensor, one for each model that has any."""
+    log: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Tensor -> what methods noted, shared by the whole merge."""
 
     @property
     def count(self) -> int:
@@ -126,6 +129,10 @@ class Work:
     def values(self, key: str) -> list[Any]:
         """A per-model parameter's value for every model."""
         return [self.value(key, index) for index in range(self.count)]
+
+    def note(self, **values: float) -> None:
+        """Write into the merge's log how this tensor went; `Merged.log` shows it."""
+        self.log.setdefault(self.name, {}).update(values)
 
     def generator(self, index: int) -> torch.Generator:
         """Randomness that belongs to one model's tensor, whatever is merged before it."""

@@ -28,8 +28,6 @@ class Method(ABC):
     """Parameters that each model has its own of, with their defaults."""
     per_row: ClassVar[bool] = False
     """Whether rows may be merged apart: element by element, or row by row."""
-    stats: ClassVar[tuple[str, ...]] = ()
-    """Kinds of `collect_stats` that each model must bring."""
     reference: ClassVar[str] = ""
     """The paper."""
 
@@ -58,6 +56,19 @@ class Method(ABC):
         """
         del names, work_of
         return self
+
+    def kinds(self) -> tuple[str, ...]:
+        """Statistics (`TensorStats` keys) that each model must bring, with these parameters."""
+        return ()
+
+    def check_models(self, count: int, based: bool) -> None:
+        """Raise `ValueError` if these parameters do not allow what is merged.
+
+        Args:
+            count: How many models.
+            based: Whether there is a base.
+        """
+        del count, based
 
     def check(self, values: Mapping[str, list[float]]) -> None:
         """Raise `ValueError` if a parameter is out of range, before anything is read.
