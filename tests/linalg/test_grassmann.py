@@ -110,6 +110,7 @@ class TestExp:
             grassmann.exp(half, rest), grassmann.exp(x, h), atol=1e-12, rtol=0
         )
 
+    @pytest.mark.slow
     def test_ten_thousand_moves_stay_orthonormal(self):
         x = point(24, 6, dtype=torch.float32)
         directions = torch.randn(100, 24, 6, generator=seeded(2))

@@ -171,9 +171,8 @@ class TestWalk:
             basis = walk(basis, 0.3, allowed=None, generator=generator)
         assert (basis.mT @ basis - torch.eye(6)).abs().max() < 1e-5
 
-    def test_ten_thousand_walks_stay_orthonormal_in_float32(self, pytestconfig):
-        if pytestconfig.getoption("jaxtyping_packages", None):
-            pytest.skip("shapes checked at 1e4 calls take a minute; the thousand walks have them")
+    @pytest.mark.slow
+    def test_ten_thousand_walks_stay_orthonormal_in_float32(self):
         basis, generator = random_basis(12, 4, generator=seeded(0)), seeded(1)
         for _ in range(10_000):
             basis = walk(basis, 0.3, allowed=None, generator=generator)
