@@ -87,6 +87,7 @@ def prepared(config: MergeConfig) -> "MergePlan":
         exclude=config.exclude,
         work_dtype=getattr(torch, config.work_dtype),
         out_dtype=None if dtype is None else getattr(torch, dtype),
+        **({"stats": config.stats} if config.stats else {}),
         **shared,
         **config.parameters,
     )

@@ -149,7 +149,10 @@ def plan_folders(
         parts=Parts((job,), out_dtype, first),
         notes=tuple(shelf.notes),
         complete=_Finish(shelf, None, None),
-        more={"tokenizer": None if tokens is None else str(tokens.source)},
+        more={
+            "tokenizer": None if tokens is None else str(tokens.source),
+            "stats": _marks(options.get("stats")),
+        },
     )
 
 
@@ -339,6 +342,13 @@ def _check_filters(job: Job) -> None:
                 )
 
 
+def _marks(stats: Any) -> list[Any]:
+    """What tells files of statistics from others, so that a merge is not resumed with new ones."""
+    held = stats.values() if isinstance(stats, Mapping) else stats or ()
+    files = [Path(file) for file in held if isinstance(file, (str, Path))]
+    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
 def _template(recipe: Recipe, shelf: Shelf, notes: list[str]) -> str | None:
     """The chat template that is written into the result."""
     if recipe.chat_template != "auto":
@@ -390,22 +400,20 @@ class _Finish:
         config = read_config(folder)
         if not config:
             return
-        part = dict(text_part(config))
+        inner = text_part(config)
+        part = dict(inner)
         if self.layers is not None:
             origins = [(text_part(self.shelf.config(ref)), n) for ref, n in self.layers]
             part = layered_config(part, origins)
-        held = {**config, "text_config": part} if "text_config" in config else part
-        vocabulary = self.shelf.vocabulary
+        vocabulary, old, outer = self.shelf.vocabulary, self.shelf.ids, config
         if vocabulary is not None:
-            old = self.shelf.ids
-            part["vocab_size"] = vocabulary.rows
-            part = retargeted(part, old, vocabulary.ids)
-            held = {**held, "text_config": part} if "text_config" in config else part
-            held = retargeted(held, old, vocabulary.ids)
+            part = {**retargeted(part, old, vocabulary.ids), "vocab_size": vocabulary.rows}
+            outer = retargeted(config, old, vocabulary.ids)
             generation = read_config(folder, "generation_config.json")
             if generation:
                 moved = retargeted(generation, old, vocabulary.ids)
                 write_json(folder / "generation_config.json", moved)
+        held = part if inner is config else {**outer, "text_config": part}
         write_json(folder / "config.json", held)
 
 

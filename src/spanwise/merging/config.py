@@ -53,6 +53,8 @@ class MergeConfig:
     """Share of entries that are kept of each update: one for all, or one each."""
     option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE of any other parameter of the method, such as trim_scope=tensor."""
+    stats: tuple[Path, ...] = ()
+    """For methods that weigh by data (fisher, regmean, mats): each model's statistics, in order."""
     include: tuple[str, ...] | None = None
     """Merge only tensors whose name contains one of these parts; the others stay the base's."""
     exclude: tuple[str, ...] = ()
@@ -125,7 +127,7 @@ class MergeConfig:
 
 
 _MATHEMATICS = (
-    "method", "alpha", "alpha_vectors", "weight", "density", "option", "include", "exclude",
-    "tokenizer", "work_dtype", "out_dtype",
+    "method", "alpha", "alpha_vectors", "weight", "density", "option", "stats", "include",
+    "exclude", "tokenizer", "work_dtype", "out_dtype",
 )  # fmt: skip
 """What a mergekit configuration says itself."""
