@@ -135,6 +135,18 @@ METHODS: tuple[MethodCard, ...] = (
         claim="One second moment a row, momentum in a subspace: Adam's loss, a fifth of its state.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="iso-merging",
+        family="merging",
+        entries=("spanwise.merging:merge",),
+        title="No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
+        authors="Marczak, Magistri, Cygert, Twardowski, Bagdanov, van de Weijer",
+        year=2025,
+        arxiv="2502.04959",
+        claim="Every direction of the summed update gets the same weight: one model, good at all "
+        "tasks.",
+        verdict="not reproduced",
+    ),
 )
 
 
