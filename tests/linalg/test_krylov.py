@@ -145,6 +145,26 @@ def test_inputs_stay_and_half_precision_runs_in_float32():
     assert torch.equal(x0, before[1])
 
 
+def test_float32_loses_no_digits_to_long_sums_or_to_tiny_squares():
+    scale = 1e-22  # squares of these are below float32's range
+    d = torch.linspace(1, 3, 2**20)
+    b = draw(2**20, seed=1).abs().float()
+    for size in (1.0, scale):
+        found = conjugate_gradient(lambda x, s=size: s * d * x, size * b, iterations=3, rtol=0)
+        exact = naive_diagonal(d.double(), b.double(), 3)
+        assert (found.x - exact).norm() <= 1e-6 * exact.norm()
+        assert found.residuals[-1] > 0
+
+
+def naive_diagonal(d, b, steps):
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    for _ in range(steps):
+        alpha = r @ r / (p @ (d * p))
+        x, new = x + alpha * p, r - alpha * d * p
+        p, r = new + new @ new / (r @ r) * p, new
+    return x
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

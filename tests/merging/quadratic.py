@@ -27,7 +27,7 @@ def means_of(base, seed, *, rank=None):
     for k, (name, tensor) in enumerate(base.items()):
         if not tensor.is_floating_point():
             continue
-        found[name] = {"diag_fisher": draw(*tensor.shape, seed=100 * seed + k).square()}
+        found[name] = {"diag_fisher": draw(*tensor.shape, seed=100 * seed + k).square() + 0.1}
         if name in LINEAR:
             m, n = tensor.shape
             found[name]["gram"] = gram(n, 1000 * seed + k, rank)

@@ -13,28 +13,36 @@ from spanwise.merging._work import Work
 class Differences:
     """Every model's difference from one anchor, which keeps digits that the weights would lose.
 
-    Attributes:
-        anchor: The base, or the first model where there is none.
+    Args:
+        work: The tensor.
+        anchor: What to take differences from; by default the base, or the first model where there
+            is none.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, anchor: Tensor | None = None) -> None:
         self.work = work
-        self.based = work.inputs.base is not None
-        self.anchor = work.base() if self.based else work.weight(0)
+        self.base = None if work.inputs.base is None else work.base()
+        self._own = anchor
+        if anchor is None:
+            anchor = work.weight(0) if self.base is None else self.base
+        self.anchor: Tensor = anchor
 
     def __iter__(self) -> Iterator[Tensor]:
         """Tensors of their own, one after the other."""
-        if self.based:
-            for index in range(self.work.count):
-                yield self.work.update(index, self.anchor)
-            return
-        yield torch.zeros_like(self.anchor)
-        for index in range(1, self.work.count):
-            yield self.work.weight(index) - self.anchor
+        for index in range(self.work.count):
+            if self.anchor is self.base:
+                yield self.work.update(index, self.base)
+            elif index == 0 and self._own is None:
+                yield torch.zeros_like(self.anchor)
+            else:
+                yield self.work.weight(index) - self.anchor
 
     def finished(self, difference: Tensor) -> Tensor:
         """What a method gives back: an update of the base, or weights without one."""
-        return difference if self.based else difference.add_(self.anchor)
+        if self.anchor is self.base:
+            return difference
+        weights = difference.add_(self.anchor)
+        return weights if self.base is None else weights.sub_(self.base)
 
 
 def task_weights(work: Work) -> list[float]:

@@ -144,7 +144,7 @@ class Mats(Method):
         weights, stats = task_weights(work), self._stats(work)
         if stats is None:
             return average(work, weights)
-        differences = Differences(work)
+        differences = Differences(work, self._anchor(work))
         first = stats[0]
         gram = self.objective in ("regmean", "kfac")
         layout = first.layout if gram and first is not None else None
@@ -157,15 +157,18 @@ class Mats(Method):
 
         system = SYSTEMS[self.objective](work, lam=self.lam, normalize=self.normalize)
         right = total = None
+        zero = True
         for difference, weight, held in zip(differences, weights, stats, strict=True):
+            zero = zero and not bool((difference + differences.anchor).any())
             term = system.add(weight, held, seen(difference))
             right = term if right is None else right.add_(term)
             total = difference if total is None else total.add_(difference)
         assert right is not None
         assert total is not None
-        start = seen(self._begin(work, differences, total))
-        # The scale of the right side as the weights have it, which the papers' tolerance means.
-        scale = float(torch.linalg.vector_norm(right + system.apply(seen(differences.anchor))))
+        start = seen(self._begin(work, total))
+        # The right side as the weights have it, whose norm the papers' tolerance is a share of.
+        whole = right + system.apply(seen(differences.anchor))
+        scale = 0.0 if zero else float(torch.linalg.vector_norm(whole, dtype=torch.float64))
         if self.solver == "closed":
             found = system.closed(right, start)
         else:
@@ -206,16 +209,18 @@ class Mats(Method):
         )
         return found.x if turn is None else turn.back(found.x)
 
-    def _begin(self, work: Work, differences: Differences, total: Tensor) -> Tensor:
-        """The start as a difference from the anchor; `total` is the sum of the models'."""
+    def _anchor(self, work: Work) -> Tensor | None:
+        """The start where it is known beforehand: the first residual then loses no digits."""
         if self._start is not None:
-            given = self._start[work.name].to(work.device, work.dtype)
-            return given - differences.anchor
+            return self._start[work.name].to(work.device, work.dtype)
         if self.init == "zeros":
-            return -differences.anchor
-        if self.init == "average":
-            return total.div_(work.count)
-        return total.mul_(self.init_alpha if self.init == "task_arithmetic" else 0.0)
+            return torch.zeros(work.shape, dtype=work.dtype, device=work.device)
+        return None
+
+    def _begin(self, work: Work, total: Tensor) -> Tensor:
+        """The start as a difference from the anchor; `total` is the sum of the models'."""
+        scales = {"average": 1 / work.count, "task_arithmetic": self.init_alpha}
+        return total.mul_(scales.get(self.init, 0.0) if isinstance(self.init, str) else 0.0)
 
     @cached_property
     def _start(self) -> Mapping[str, Tensor] | None:
