@@ -38,7 +38,25 @@ def on_page_markdown(markdown, page, config, files):
         markdown = re.sub(
             r"<!-- verbs -->\n<!-- /verbs -->", lambda _: rows, markdown, flags=re.DOTALL
         )
+    if "<!-- merging -->" in markdown:
+        markdown = re.sub(
+            r"<!-- merging -->\n<!-- /merging -->",
+            lambda _: _merging_methods(),
+            markdown,
+            flags=re.DOTALL,
+        )
     return markdown.replace(f"]({up}../results/", f"]({up}results/")
+
+
+def _merging_methods():
+    from spanwise.cli.merge import first_line
+    from spanwise.merging import METHODS
+
+    rows = ["| `--method` | does | paper |", "| --- | --- | --- |"]
+    for name, kind in METHODS.items():
+        link = f"[link]({kind.reference})" if kind.reference else ""
+        rows.append(f"| `{name}` | {first_line(kind)} | {link} |")
+    return "\n".join(rows)
 
 
 def on_page_content(content, page, config, files):
