@@ -139,7 +139,8 @@ METHODS: tuple[MethodCard, ...] = (
         slug="iso-merging",
         family="merging",
         entries=("spanwise.merging:merge",),
-        title="No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
+        title="No Task Left Behind: Isotropic Model Merging with Common and Task-Specific "
+        "Subspaces",
         authors="Marczak, Magistri, Cygert, Twardowski, Bagdanov, van de Weijer",
         year=2025,
         arxiv="2502.04959",

@@ -1,7 +1,7 @@
 """One merge, checked and ready: which tensor is treated how, and what comes of it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -141,11 +141,17 @@ class Job:
             found = update.to(dtype)
         else:
             stored = base.read(name, rows)
-            if stored.dtype == dtype and not update.any():
+            if stored.dtype == dtype and _is_zero(update):
                 return stored
-            found = torch.add(stored.to(self.device, self.dtype), update, alpha=scale).to(dtype)
-        # Inputs are finite; what is not has left the range of a narrow dtype.
-        if not torch.isfinite(found.sum(dtype=torch.float64)) and not found.isfinite().all():
+            found = torch.empty(stored.shape, dtype=dtype, device=self.device)
+            for part in row_blocks(tuple(stored.shape), BLOCK) or [...]:
+                # In a core's cache: the base in the work dtype is never there as a whole.
+                own = stored[part].to(self.device, self.dtype)
+                found[part] = torch.add(own, update[part], alpha=scale)
+        # Inputs are finite; what is not has left the range of a narrow dtype. A sum is the
+        # cheapest pass; one of finite numbers that overflows is looked at again.
+        summed = torch.float32 if dtype == torch.float16 else dtype
+        if not torch.isfinite(found.sum(dtype=summed)) and not found.isfinite().all():
             raise ValueError(
                 f"{name!r} leaves the range of {dtype} when it is merged with alpha = {scale:g}: "
                 "choose a smaller alpha, or out_dtype=torch.float32."
@@ -179,5 +185,6 @@ class Job:
         return found if work.keep is None else work.keep(found)
 
 
-Told = Callable[[int, int], None]
-"""Told how many tensors of how many are done."""
+def _is_zero(x: Tensor) -> bool:
+    low, high = torch.aminmax(x) if x.numel() else (x.sum(), x.sum())
+    return bool(low == 0) and bool(high == 0)
