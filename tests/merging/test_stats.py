@@ -118,9 +118,23 @@ def test_one_warning_counts_what_is_averaged():
     assert len(caught) == 1
     assert "4 of 7 tensors lack statistics" in str(caught[0].message)
     assert "'embed.weight' first" in str(caught[0].message)
-    assert caught[0].filename == __file__
     for name in ("embed.weight", "layers.0.up.bias", "conv.weight", "scale"):
         assert close(merged[name], sum(t[name] for t in tuned) / 3)
+
+
+@pytest.mark.bad_input  # a checked call is one frame deeper
+def test_the_warning_points_at_the_caller():
+    base, tuned, stats = case()
+    with pytest.warns(UserWarning, match="lack statistics") as caught:
+        merge(base, tuned, "regmean", stats=stats)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.bad_input
+def test_a_single_one_is_not_taken_for_several():
+    base, tuned, stats = case()
+    with pytest.raises(ValueError, match="must be a sequence with one for each"):
+        merge(base, tuned, "regmean", stats=stats[0])
 
 
 def test_no_warning_where_every_tensor_has_its_own():
@@ -167,7 +181,6 @@ def test_what_does_not_fit_the_models_is_refused_before_anything_is_merged():
 
     refused("needs statistics of each model's data", None)
     refused("3 models need as many stats, got 2", stats[:2])
-    refused("must be a sequence with one for each", stats[0])
     refused("this method uses no statistics", stats, "task_arithmetic")
     refused("stats are for a, but the models are called", {"a": stats[0]})
     other = Stats.from_means({"encoder.up.weight": {"gram": torch.eye(6)}})
