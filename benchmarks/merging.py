@@ -92,6 +92,14 @@ save_file({k: (base[k] + delta[k]).bfloat16() for k in base}, f"{out}.safetensor
 """
 
 
+PEAK = """
+import sys
+# Of this program alone: what a process inherits from the one that began it counts elsewhere.
+with open("/proc/self/status") as status, open(sys.argv[4] + ".peak", "w") as file:
+    file.write(next(line for line in status if line.startswith("VmHWM")).split()[1])
+"""
+
+
 def tensors(shape: dict, dtype: torch.dtype = torch.bfloat16) -> dict[str, tuple[int, ...]]:
     width, hidden, kv = shape["width"], shape["hidden"], shape["kv"]
     found = {
@@ -152,7 +160,7 @@ def measure(python: str, code: str, root: Path, method: str, count: int) -> dict
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     start = time.perf_counter()
     child = subprocess.Popen(
-        [python, "-c", textwrap.dedent(code), str(root), method, str(count), str(out)],
+        [python, "-c", textwrap.dedent(code) + PEAK, str(root), method, str(count), str(out)],
         env={**os.environ, **single}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     _, status, used = os.wait4(child.pid, 0)
@@ -163,7 +171,7 @@ def measure(python: str, code: str, root: Path, method: str, count: int) -> dict
     return {
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
         "wall_seconds": round(wall, 2),
-        "peak_mb": round(used.ru_maxrss / 1024),
+        "peak_mb": round(int(Path(f"{out}.peak").read_text()) / 1024),
     }
 
 
