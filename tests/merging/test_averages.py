@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conformance.merging import MergeSuite, models, same_bits
 
+from conformance.merging import MergeSuite, models, same_bits
 from spanwise.merging import merge
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from conformance.merging import models, same_bits
 
+from conformance.merging import models, same_bits
 from spanwise.io import ShardedWriter, open_tensors
 from spanwise.merging import merge
 from spanwise.merging._folder import RECORD, merge_to_folder

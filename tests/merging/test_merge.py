@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from conformance.merging import models, same_bits
 from torch import nn
 
+from conformance.merging import models, same_bits
 from spanwise.atlas import Atlas
 from spanwise.io import save_tensors
 from spanwise.lora import Adapter, open_adapter
