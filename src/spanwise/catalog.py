@@ -148,6 +148,18 @@ METHODS: tuple[MethodCard, ...] = (
         "tasks.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="mats",
+        family="merging",
+        entries=("spanwise.merging:merge", "spanwise.merging:collect_stats"),
+        title="Merging by Matching Models in Task Parameter Subspaces",
+        authors="Tam, Bansal, Raffel",
+        year=2024,
+        arxiv="2312.04339",
+        claim="The merged model solves a linear system of each task's statistics, a few steps of "
+        "conjugate gradient.",
+        verdict="not reproduced",
+    ),
 )
 
 
