@@ -140,6 +140,7 @@ def test_every_verb_and_make_target_the_readme_names_exists():
         assert verb in cli.VERBS
 
 
+@pytest.mark.slow
 def test_the_readmes_code_needs_the_base_install_only(tmp_path):
     extras = sorted({*EXTRAS, "scipy", "sklearn", "pandas"})
     script = f"""

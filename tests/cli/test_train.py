@@ -140,6 +140,7 @@ def test_an_unknown_key_in_the_config_file_names_the_nearest(argv, tmp_path, cap
     assert "did you mean 'rank'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_saves_and_the_printed_line_resumes(argv, tmp_path, number, code):
     steps = argv.index("--steps") + 1

@@ -95,6 +95,7 @@ def test_only_the_arm_that_avoids_keeps_out_of_the_atlas(lesson, arm, tmp_path):
     assert taught.state_bytes < 1_700_000 * (0.5 if "galore" in arm else 1.0)
 
 
+@pytest.mark.slow
 def test_the_screens_the_page_and_the_files(cache, tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--quick", "--json", "--out", str(out)]) == 0

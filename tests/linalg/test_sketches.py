@@ -63,6 +63,7 @@ def test_basis_is_orthonormal_for_every_dimension(d, r, dtype, tolerance):
     assert defect(basis) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "r"), [(16, 4), (13, 4), (11, 7)])
 def test_mean_projector_is_a_multiple_of_the_identity(d, r):
     generator = torch.Generator().manual_seed(0)

@@ -39,6 +39,7 @@ def masks(base, tuned, density, **more):
     ]
 
 
+@pytest.mark.slow
 def test_the_mean_over_seeds_is_the_update():
     base = {"w": torch.zeros(4, 5, dtype=torch.float64)}
     tuned = {"w": torch.linspace(-2, 3, 20, dtype=torch.float64).view(4, 5)}

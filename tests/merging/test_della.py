@@ -18,6 +18,7 @@ class TestDellaLinear(MergeSuite):
     permutes = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_chance_rises_with_the_rank_and_the_mean_is_the_update(dtype):
     base = {"w": torch.zeros(2, 5, dtype=torch.float64)}

@@ -96,6 +96,7 @@ def test_weights_count_in_coordinates_as_they_do_outside():
     assert all(far(there[n], mean[n]) < 1e-12 for n in base)
 
 
+@pytest.mark.slow
 def test_dare_keeps_the_mean_over_draws():
     base, tuned = layers(tasks=1, size=1.0)
     name = "a.weight"

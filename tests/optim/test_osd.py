@@ -440,6 +440,7 @@ def test_a_small_penalty_keeps_columns_nearer_to_orthonormal_at_no_cost_of_loss(
     assert held[0] == pytest.approx(free[0], rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retraction", [None, "qr", "polar"])
 def test_columns_stay_near_orthonormal_and_retraction_makes_them_so(retraction):
     w = nn.Parameter(torch.zeros(12, 20))

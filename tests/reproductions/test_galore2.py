@@ -87,6 +87,7 @@ def test_experiments_are_found_by_slug_and_an_unknown_one_names_the_nearest():
         reproductions.load("galore")
 
 
+@pytest.mark.slow
 @pytest.mark.reproduction
 def test_the_quick_run_goes_from_text_to_verdict(tmp_path):
     pytest.importorskip("matplotlib")

@@ -99,6 +99,7 @@ def test_a_small_run_measures_every_matrix_and_draws():
     assert gs.needed_note([row["core"]]).startswith("On average")
 
 
+@pytest.mark.slow
 @pytest.mark.reproduction
 def test_the_quick_run_goes_from_text_to_verdict_and_pictures(tmp_path):
     pytest.importorskip("matplotlib")

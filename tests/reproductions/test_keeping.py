@@ -182,6 +182,7 @@ def synthetic(cell):
     return {"path": curve, "shrink": curve, "peak_bytes": None}
 
 
+@pytest.mark.slow
 def test_derived_arms_follow_the_rate_of_their_source():
     settings = type(
         "Settings", (), {"rates": (1e-3, 1e-2, 1e-1), "tuning_seeds": (0,), "seeds": (100,),
