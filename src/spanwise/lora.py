@@ -86,11 +86,21 @@ class Adapter:
         return left * self.scale(name), right
 
     def update(
-        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rows: slice | None = None,
     ) -> Tensor:
-        """The whole update s B A, in the shape of the stored weight."""
+        """The update s B A in the shape of the stored weight, or some of its rows."""
         left, right = (x.to(device) for x in self.factors(name, dtype))
-        return (left @ right).reshape(self.shape(name))
+        left = left if rows is None else left[rows]
+        return (left @ right).reshape(-1, *self.shape(name)[1:])
+
+    def digest(self) -> str:
+        """SHA-256 of names, factors and scales, 64 hexadecimal digits."""
+        held = {f"{n} {i} {self.scale(n)}": x for n in self for i, x in enumerate(self._pairs[n])}
+        return open_tensors(held).digest()
 
 
 def is_adapter(path: str | Path) -> bool:

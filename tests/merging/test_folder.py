@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from conformance.merging import models, same_bits
+from spanwise.atlas import Atlas
 from spanwise.io import ShardedWriter, open_tensors
+from spanwise.lora import Adapter
 from spanwise.merging import merge
 from spanwise.merging._folder import RECORD, merge_to_folder
 from spanwise.merging._merge import prepare
@@ -62,6 +64,28 @@ def test_the_same_merge_again_does_nothing_and_another_is_refused(folders, tmp_p
     assert merge_to_folder(job(folders[0]), out).tensors == 0
     with pytest.raises(FileExistsError):
         merge_to_folder(job(folders[0], seed=1), out)
+
+
+def test_other_weights_and_another_atlas_are_another_merge(folders, tmp_path):
+    paths, base, tuned = folders
+    out = tmp_path / "out"
+    merge_to_folder(prepare(base, tuned, "task_arithmetic"), out)
+    assert merge_to_folder(prepare(base, tuned, "task_arithmetic"), out).tensors == 0
+    with pytest.raises(FileExistsError):  # same names and shapes, in memory
+        merge_to_folder(prepare(base, tuned[::-1], "task_arithmetic"), out)
+    atlas = Atlas.from_delta(base, tuned[0], rank=1)
+    merge_to_folder(job(paths, avoid=atlas), tmp_path / "avoid")
+    for other in (Atlas.from_delta(base, tuned[1], rank=1), None):
+        with pytest.raises(FileExistsError):
+            merge_to_folder(job(paths, avoid=other), tmp_path / "avoid")
+    factors = {
+        "layers.0.up.lora_A.weight": torch.ones(1, 6),
+        "layers.0.up.lora_B.weight": torch.ones(10, 1),
+    }
+    low = [Adapter(factors), Adapter(factors, {"lora_alpha": 2})]
+    merge_to_folder(prepare(base, low[:1], "task_arithmetic"), tmp_path / "low")
+    with pytest.raises(FileExistsError):
+        merge_to_folder(prepare(base, low[1:], "task_arithmetic"), tmp_path / "low")
 
 
 def test_twenty_kills_lose_no_finished_shard(folders, tmp_path):

@@ -12,6 +12,7 @@ from spanwise.atlas import Atlas
 from spanwise.io import save_tensors
 from spanwise.lora import Adapter, open_adapter
 from spanwise.merging import merge
+from spanwise.merging._merge import prepare
 
 FLOAT64 = {"work_dtype": torch.float64}
 
@@ -162,6 +163,44 @@ def test_what_is_avoided_does_not_change(side):
     assert torch.allclose(inside + delta, plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "iso_c"])
+def test_a_bias_obeys_its_map_s_entries(method):
+    base, tuned = models(2)
+    bias = "layers.0.up.bias"
+    other = models(1, seed=9)[1][0]
+    outputs = Atlas.from_delta(base, other, rank=2, sides=["output"])
+    u = outputs.get("layers.0.up.weight")["output"].subspace.basis.double()
+    plain = merge(base, tuned, method, **FLOAT64).delta[bias]
+    delta = merge(base, tuned, method, avoid=outputs, **FLOAT64).delta[bias]
+    assert float((u.mT @ plain).norm()) > 1e-2 * float(plain.norm())
+    assert float((u.mT @ delta).norm()) < 1e-6 * float(delta.norm())
+    delta = merge(base, tuned, method, within=outputs, **FLOAT64).delta[bias]
+    assert float((delta - u @ (u.mT @ delta)).norm()) < 1e-6 * float(delta.norm())
+    inputs = Atlas.from_delta(base, other, rank=2, sides=["input"])
+    merged = merge(base, tuned, method, avoid=inputs, **FLOAT64)
+    assert same_bits(merged[bias], base[bias])
+
+
+def test_the_share_that_avoid_takes_is_of_the_models_updates():
+    base, tuned = models(2)
+    name = "layers.0.up.weight"
+    atlas = Atlas.from_delta(base, models(1, seed=9)[1][0], rank=2, sides=["output"])
+    u = atlas.get(name)["output"].subspace.basis.double()
+    updates = [t[name] - base[name] for t in tuned]
+    taken = sum(float((u.mT @ d).square().sum()) for d in updates)
+    whole = sum(float(d.square().sum()) for d in updates)
+    merged = merge(base, tuned, "task_arithmetic", avoid=atlas, **FLOAT64)
+    assert merged._job.keeper.removed[name] == pytest.approx([taken, whole], rel=1e-5)
+
+
+@pytest.mark.bad_input
+def test_arbitrary_directions_cannot_be_avoided():
+    base, tuned = models(2)
+    atlas = Atlas.from_delta(base, tuned[0], rank=1)
+    with pytest.raises(ValueError, match="null='official' fills updates with arbitrary"):
+        prepare(base, tuned, "iso_c", avoid=atlas, null="official")
+
+
 def test_an_atlas_of_another_model_is_refused():
     base, tuned = models(1)
     other = Atlas.from_delta({"x.weight": torch.zeros(4, 4)}, {"x.weight": torch.eye(4)})
@@ -223,6 +262,11 @@ def test_an_adapter_needs_its_own_base():
         merge(None, [Adapter(factors, config)], "linear")
     with pytest.raises(ValueError, match=r"adapts 'layers\.0\.up\.weight', which the base lacks"):
         merge({"x": torch.zeros(1)}, [Adapter(factors, config)], "linear")
+    odd = {**factors, "base_model.model.head.modules_to_save.weight": torch.zeros(2, 2)}
+    with pytest.raises(
+        ValueError, match=r"holds 'base_model\.model\.head\..*no LoRA factor"
+    ):
+        merge(models(1)[0], [Adapter(odd, config)], "linear")
     with pytest.raises(ValueError, match=r"by a \(10, 6\) matrix"):
         merge({"layers.0.up.weight": torch.zeros(9, 6)}, [Adapter(factors, config)], "linear")
 

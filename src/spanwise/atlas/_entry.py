@@ -1,8 +1,10 @@
 """One entry of an Atlas: a subspace and the side of the map that it belongs to."""
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from spanwise.layouts import Layout, Side, map_dims
+from spanwise.layouts import Layout, Side, map_dims, strip_prefixes
 from spanwise.subspace import Subspace
 
 Key = tuple[str, Side]
@@ -49,6 +51,25 @@ class Entry:
     def key(self) -> Key:
         """`(name, side)`, the entry's key in an Atlas."""
         return self.name, self.side
+
+    def bias_names(self, shape_of: Callable[[str], Sequence[int] | None]) -> list[str]:
+        """The biases that are added to this map's output: the named one and those by convention.
+
+        Sources that saw tensors and no module (deltas, adapters) do not know the bias, and layers
+        with a tied weight have one each.
+
+        Args:
+            shape_of: The shape of a tensor by name; None if there is none of that name.
+        """
+        names = [
+            re.sub(r"(^|\.)weight$", r"\1bias", n) if n.endswith("weight") else f"{n}_bias"
+            for n in (self.name, *self.aliases)
+        ]
+        if self.bias is not None:
+            names.append(strip_prefixes(self.bias))
+        batch, m, _ = map_dims(self.shape, self.layout)
+        shapes = {n: shape_of(n) for n in dict.fromkeys(names)}
+        return [n for n, s in shapes.items() if s is not None and tuple(s) == (*batch, m)]
 
 
 def lora_entry(whole: Entry, name: str) -> Entry:

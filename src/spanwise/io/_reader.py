@@ -161,6 +161,46 @@ class MappingReader(TensorReader):
         yield tensor_bytes(self[name])
 
 
+class ReaderAround(TensorReader):
+    """Another reader's tensors as they are; subclasses change some of them.
+
+    Args:
+        tensors: What is read.
+    """
+
+    def __init__(self, tensors: TensorReader) -> None:
+        self._tensors = tensors
+        self.metadata = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._tensors.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        return self._tensors.dtype(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
+        return self._tensors.rows(name, start, stop)
+
+    def _pieces(self, name: str) -> Iterator[memoryview]:
+        yield tensor_bytes(self[name])
+
+
 def open_tensors(source: "str | Path | Mapping[str, Tensor]") -> TensorReader:
     """Open tensors for reading one at a time, by offset.
 

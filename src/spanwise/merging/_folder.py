@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spanwise.atlas import Atlas
 from spanwise.io import SharedFolder, open_tensors, plan_shards, write_json
+from spanwise.io._reader import tensor_bytes
 from spanwise.merging._job import Job
 from spanwise.merging._parallel import side_by_side
 from spanwise.merging._parts import Parts
@@ -140,23 +142,33 @@ def describe(job: Job | Parts) -> dict[str, Any]:
         "out_dtype": str(job.out_dtype),
         "seed": job.seed,
         "stats": [held.digest() for held in job.stats],
+        "avoid": None if job.keeper is None else _atlas_digest(job.keeper.avoid),
+        "within": None if job.keeper is None else _atlas_digest(job.keeper.within),
         "inputs": [None if source is None else fingerprint(source) for source in sources],
     }
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """What tells one model's files from another's without reading them whole."""
-    tensors = source.tensors
-    text = json.dumps([[n, str(tensors.dtype(n)), tensors.shape(n)] for n in sorted(tensors)])
-    found: dict[str, Any] = {
-        "label": source.label,
-        "header": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    if source.folder is not None:
-        files = sorted(source.folder.glob("*.safetensors"))
-        found["folder"] = str(source.folder.resolve())
-        found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    """What tells one model from another: its files by size and time, or else every byte."""
+    found: dict[str, Any] = {"label": source.label}
+    if source.place is None:
+        return {**found, "digest": source.digest()}
+    files = [source.place]
+    if source.place.is_dir():
+        files = sorted(source.place.glob("*.safetensors"))
+    found["place"] = str(source.place.resolve())
+    found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     return found
+
+
+def _atlas_digest(atlas: Atlas | None) -> str | None:
+    if atlas is None:
+        return None
+    total = hashlib.sha256()
+    for entry in sorted(atlas, key=lambda e: e.key):
+        total.update(json.dumps([entry.name, entry.side, entry.layout]).encode())
+        total.update(tensor_bytes(entry.subspace.basis))
+    return total.hexdigest()
 
 
 def copy_companions(source: Path, folder: Path, dtype: torch.dtype | None) -> None:

@@ -182,7 +182,9 @@ class Job:
         found = self.method.merge_tensor(work)
         if self.inputs.base is not None and self.method.gives == "weights":
             found = found - work.base()
-        return found if work.keep is None else work.keep(found)
+        # Merging may turn projected updates out of what is allowed: elect, flatten, rescale.
+        keep = None if self.keeper is None else self.keeper.of(work.name, counted=False)
+        return found if keep is None else keep(found)
 
 
 def _is_zero(x: Tensor) -> bool:

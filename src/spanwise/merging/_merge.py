@@ -152,6 +152,7 @@ def prepare(
     inputs = open_inputs(base, named)
     keeper = None
     if avoid is not None or within is not None:
+        chosen.check_kept()
         keeper = _keeper(inputs, avoid, within)
     job = Job(
         inputs=inputs,
@@ -241,7 +242,8 @@ def _keeper(inputs: Inputs, avoid: Atlas | None, within: Atlas | None) -> Keeper
                 f"{next(iter(atlas)).name!r}, theirs {inputs.names[0]!r}. Was it made from "
                 "another model?"
             )
-    return Keeper(avoid, within)
+    base = inputs.base
+    return Keeper(avoid, within, lambda name: base.shape(name) if name in base else None)
 
 
 def _check_finite(key: str, schedule: Schedule) -> None:

@@ -1,7 +1,7 @@
 """Models that a merge names: found on disk, opened, and compared before anything is written."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.io import TensorReader
+from spanwise.io._reader import ReaderAround
 from spanwise.lora import Adapter
 from spanwise.merging._parts import LAYER_KEYS
 from spanwise.merging._vocabulary import FILES
@@ -23,16 +24,17 @@ _SHOULD = ("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "sli
 """What should be: the result gets the base's."""
 
 
-class Applied(TensorReader):
+class Applied(ReaderAround):
     """A model with a LoRA adapter added to it; adapted tensors are float32 or wider."""
 
     def __init__(self, tensors: TensorReader, adapter: Adapter, label: str) -> None:
-        self._tensors, self._adapter = tensors, adapter
+        super().__init__(tensors)
+        self._adapter = adapter
         for name in adapter:
             if name not in tensors or tensors.shape(name) != adapter.shape(name):
                 raise ValueError(f"{label}: the adapter's {name!r} does not fit the model.")
-        self.metadata = {}
 
+    @override
     def __getitem__(self, name: str) -> Tensor:
         stored = self._tensors[name]
         if name not in self._adapter:
@@ -40,34 +42,18 @@ class Applied(TensorReader):
         dtype = self.dtype(name)
         return stored.to(dtype) + self._adapter.update(name, dtype)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     @override
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._tensors.shape(name)
-
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor."""
         own = self._tensors.dtype(name)
         return torch.promote_types(own, torch.float32) if name in self._adapter else own
 
+    @override
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
+        stored = self._tensors.rows(name, start, stop)
         if name not in self._adapter:
-            return self._tensors.rows(name, start, stop)
-        self._check_rows(name, start, stop)
-        return self[name][start:stop]
-
-    def _pieces(self, name: str) -> Iterator[memoryview]:
-        raise NotImplementedError  # nobody takes the digest of a model that is being put together
+            return stored
+        dtype = self.dtype(name)
+        return stored.to(dtype) + self._adapter.update(name, dtype, rows=slice(start, stop))
 
 
 def locate(path: str, revision: str | None = None, beside: Path | None = None) -> Path:

@@ -132,7 +132,7 @@ def layer_slice(
                 names[name] = name
         elif start <= layer < stop:
             names[renumbered(name, layer - start + first)] = name
-    return Source(source.label, Renamed(source.tensors, names), {}, source.folder)
+    return Source(source.label, Renamed(source.tensors, names), {}, source.place)
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ class Shelf:
         """A model with all of its tensors."""
         home, adapter = self._home(ref), self._adapter(ref)
         tensors: TensorReader = home.source.tensors
-        folder = home.source.folder
+        place = home.source.place
         if adapter is not None:
-            tensors, folder = Applied(tensors, adapter[1], str(ref)), adapter[0]
-        return Source(label, tensors, {}, folder)
+            tensors, place = Applied(tensors, adapter[1], str(ref)), adapter[0]
+        return Source(label, tensors, {}, place)
 
     def _path(self, ref: Reference) -> Path:
         return locate(ref.path, ref.revision, self._beside)
@@ -187,7 +187,7 @@ class Shelf:
         readers, notes = rewritten(tokens, self.vocabulary, members, index)
         self.notes += [*self.vocabulary.notes, *notes]
         for held, reader in zip(self._held.values(), readers, strict=True):
-            held.source = Source(held.source.label, reader, {}, held.source.folder)
+            held.source = Source(held.source.label, reader, {}, held.source.place)
 
 
 def _short(path: Path) -> str:

@@ -21,15 +21,17 @@ class Source:
 
     Attributes:
         label: What errors and seeds call it.
-        folder: Where it lies, if it is a folder.
+        place: The file or folder it was read from; None for tensors in memory.
+        folder: The same, if it is a folder.
         tensors: Reads one tensor at a time.
         aliases: Other names of tied tensors -> the name that is kept.
     """
 
     def __init__(
-        self, label: str, tensors: TensorReader, aliases: Mapping[str, str], folder: Path | None
+        self, label: str, tensors: TensorReader, aliases: Mapping[str, str], place: Path | None
     ) -> None:
-        self.label, self.tensors, self.folder = label, tensors, folder
+        self.label, self.tensors, self.place = label, tensors, place
+        self.folder = place if place is not None and place.is_dir() else None
         self.aliases = dict(aliases)
 
     def __contains__(self, name: str) -> bool:
@@ -64,6 +66,10 @@ class Source:
         """(B (m, r), A (r, n)) with the update B A as stored, for an adapter; None otherwise."""
         return None
 
+    def digest(self) -> str:
+        """SHA-256 of everything that is merged of this model; reads all of it."""
+        return self.tensors.digest()
+
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter | Source
 """A module, a state dict, a safetensors file, a transformers folder, a PEFT LoRA folder, or what
@@ -73,8 +79,8 @@ Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter | Source
 class AdapterSource(Source):
     """A LoRA adapter on the base: tensors that it does not touch did not change."""
 
-    def __init__(self, label: str, adapter: Adapter, base: Source, folder: Path | None) -> None:
-        super().__init__(label, base.tensors, base.aliases, folder)
+    def __init__(self, label: str, adapter: Adapter, base: Source, place: Path | None) -> None:
+        super().__init__(label, base.tensors, base.aliases, place)
         self.adapter = adapter
         unknown = [n for n in adapter if base.aliases.get(n, n) not in base]
         if unknown:
@@ -94,8 +100,7 @@ class AdapterSource(Source):
     def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
         if name not in self._names:
             return torch.zeros_like(base)
-        whole = self.adapter.update(self._names[name], base.dtype, base.device)
-        return whole if rows is None else whole[rows].clone()
+        return self.adapter.update(self._names[name], base.dtype, base.device, rows)
 
     @override
     def weight(self, name: str, like: Tensor, rows: slice | None = None) -> Tensor:
@@ -106,6 +111,10 @@ class AdapterSource(Source):
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         known = self._names.get(name)
         return None if known is None else self.adapter.factors(known)
+
+    @override
+    def digest(self) -> str:
+        return self.adapter.digest()
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,12 @@ def open_source(label: str, model: Model, base: Source | None = None) -> Source:
                 " give the model that it was trained on as base."
             )
         adapter = model if isinstance(model, Adapter) else open_adapter(folder or "")
+        if adapter.others:
+            raise ValueError(
+                f"{label}'s adapter holds {next(iter(adapter.others))!r} ({len(adapter.others)} "
+                "such tensors), which is no LoRA factor of a linear map. Merge it into its model "
+                "first (PEFT's merge_and_unload), or leave these tensors out of the adapter."
+            )
         return AdapterSource(label, adapter, base, folder)
     if isinstance(model, nn.Module):
         model = model.state_dict()
@@ -183,7 +198,7 @@ def open_source(label: str, model: Model, base: Source | None = None) -> Source:
             f"{label} holds quantised weights ({found or 'see its config.json'}), which cannot be "
             "added up. Merge the models it was made from, or dequantise it first."
         )
-    return Source(label, tensors, aliases, folder if folder and folder.is_dir() else None)
+    return Source(label, tensors, aliases, folder)
 
 
 def _without_copies(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,7 +1,7 @@
 """Models whose tokenizers differ: one vocabulary, and each model's rows put in its order."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from spanwise._lazy import require
 from spanwise.io import TensorReader
+from spanwise.io._reader import ReaderAround
 from spanwise.merging._recipe import Reference, TokenRule, Tokens
 from spanwise.merging._schedule import layer_of
 
@@ -195,7 +196,7 @@ def rewritten(
     return found, notes
 
 
-class Rewritten(TensorReader):
+class Rewritten(ReaderAround):
     """A model whose tables have their rows in another order.
 
     Args:
@@ -212,36 +213,23 @@ class Rewritten(TensorReader):
         kinds: np.ndarray[Any, np.dtype[np.int64]],
         fills: Mapping[int, Sequence[Row]],
     ) -> None:
-        self._tensors, self._names, self._kinds, self._fills = tensors, names, kinds, fills
+        super().__init__(tensors)
+        self._names, self._kinds, self._fills = names, kinds, fills
         self._means: dict[str, Tensor] = {}
-        self.metadata = {}
 
+    @override
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             return self._tensors[name]
         return self.rows(name, 0, len(self._kinds))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     @override
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
         shape = self._tensors.shape(name)
         return (len(self._kinds), *shape[1:]) if name in self._names else shape
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor."""
-        return self._tensors.dtype(name)
-
+    @override
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
         if name not in self._names:
             return self._tensors.rows(name, start, stop)
         self._check_rows(name, start, stop)
@@ -283,9 +271,6 @@ class Rewritten(TensorReader):
                     total, count = total + rows.double().sum(0), count + len(run)
             self._means[name] = (total / max(1, count)).to(self.dtype(name))
         return self._means[name]
-
-    def _pieces(self, name: str) -> Iterator[memoryview]:
-        raise NotImplementedError  # nobody takes the digest of a model that is being put together
 
 
 def retargeted(

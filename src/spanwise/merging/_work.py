@@ -2,22 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spanwise.merging._keep import Keep
 from spanwise.merging._schedule import Schedule
 from spanwise.merging._sources import Inputs
 from spanwise.merging._stats import TensorStats
 
 BLOCK = 2**20
 """Elements that are looked at together where rows can be taken apart: they fit into a cache."""
-
-Keep = Callable[[Tensor], Tensor]
-"""Projects an update of this tensor onto what `avoid` and `within` allow, in place or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,7 @@ class Work:
     rows: slice | None = None
     """Which rows are asked for; None for the whole tensor."""
     keep: Keep | None = None
+    """Projects an update of this tensor onto what `avoid` and `within` allow."""
     stats: Sequence[TensorStats | None] = ()
     """What `collect_stats` found for this tensor, one for each model that has any."""
     log: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -44,6 +44,9 @@ class Method(ABC):
         """Peak memory of `merge_tensor`, in tensors of the work's own size and dtype."""
         return 4.0
 
+    def check_kept(self) -> None:  # noqa: B027 - most methods can
+        """Raise `ValueError` if the method cannot obey `avoid` and `within`."""
+
     def begin(self, names: Sequence[str], work_of: Callable[[str], Work]) -> "Method":
         """Look at all tensors beforehand, where one alone does not tell enough.
 

@@ -123,6 +123,14 @@ class Spectral(Method):
         if self.null not in ("true", "official"):
             raise ValueError(f"null must be 'true' or 'official', got {self.null!r}.")
 
+    @override
+    def check_kept(self) -> None:
+        if self.null == "official":
+            raise ValueError(
+                "null='official' fills updates with arbitrary directions, which avoid and within "
+                "cannot speak of: leave null at 'true'."
+            )
+
     @abstractmethod
     def merge_matrix(self, updates: Updates) -> Tensor:
         """The merged update of one matrix, in the coordinates of `updates`."""
@@ -131,11 +139,6 @@ class Spectral(Method):
     def merge_tensor(self, work: Work) -> Tensor:
         if not work.matrix or not math.prod(work.shape):
             return in_parts(work)
-        if self.null == "official" and work.keep is not None:
-            raise ValueError(
-                "null='official' fills updates with arbitrary directions, which avoid and within "
-                "cannot speak of: leave null at 'true'."
-            )
         if len(work.shape) == 3:
             found = torch.empty(work.shape, dtype=work.dtype, device=work.device)
             for expert in range(work.shape[0]):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas, Entry
-from spanwise.layouts import Side, is_transposed, map_dims, stored_matrix, strip_prefixes
+from spanwise.layouts import Side, is_transposed, stored_matrix, strip_prefixes
 from spanwise.lora import LORA_FACTOR
 from spanwise.optim._guard.constraint import (
     BiasRule,
@@ -144,13 +144,17 @@ class Constraints:
     ) -> dict[str, int]:
         """Hold the biases of all maps, also of those whose weight itself does not train."""
         matched = {"avoid": 0, "within": 0}
+
+        def shape_of(name: str) -> tuple[int, ...] | None:
+            return tuple(table[name].shape) if name in table else None
+
         for name in dict.fromkeys(n for a in (avoid, within) if a is not None for n in a.names):
             found: dict[str, dict[Side, Entry]] = {
                 word: {} if atlas is None else atlas.get(name)
                 for word, atlas in (("avoid", avoid), ("within", within))
             }
             entries = [e for held in found.values() for e in held.values()]
-            names = dict.fromkeys(n for e in entries for n in _bias_names(e, table))
+            names = dict.fromkeys(n for e in entries for n in e.bias_names(shape_of))
             if not names:
                 continue
             bases = _bases(found)
@@ -172,20 +176,6 @@ def _bases(found: dict[str, dict[Side, Entry]]) -> dict[str, dict[Side, Tensor]]
         word: {side: e.subspace.basis for side, e in entries.items()}
         for word, entries in found.items()
     }
-
-
-def _bias_names(entry: Entry, table: dict[str, Tensor]) -> list[str]:
-    """The trainable biases of an entry's map: the one it names and those beside its weights."""
-    # Sources that saw tensors and no module (deltas, adapters) do not know the bias, and layers
-    # with a tied weight have one each.
-    names = [
-        re.sub(r"(^|\.)weight$", r"\1bias", n) if n.endswith("weight") else f"{n}_bias"
-        for n in (entry.name, *entry.aliases)
-    ]
-    if entry.bias is not None:
-        names.append(strip_prefixes(entry.bias))
-    batch, m, _ = map_dims(entry.shape, entry.layout)
-    return [n for n in names if n in table and tuple(table[n].shape) == (*batch, m)]
 
 
 def _check_parts(
