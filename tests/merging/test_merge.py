@@ -263,9 +263,7 @@ def test_an_adapter_needs_its_own_base():
     with pytest.raises(ValueError, match=r"adapts 'layers\.0\.up\.weight', which the base lacks"):
         merge({"x": torch.zeros(1)}, [Adapter(factors, config)], "linear")
     odd = {**factors, "base_model.model.head.modules_to_save.weight": torch.zeros(2, 2)}
-    with pytest.raises(
-        ValueError, match=r"holds 'base_model\.model\.head\..*no LoRA factor"
-    ):
+    with pytest.raises(ValueError, match=r"holds 'base_model\.model\.head\..*no LoRA factor"):
         merge(models(1)[0], [Adapter(odd, config)], "linear")
     with pytest.raises(ValueError, match=r"by a \(10, 6\) matrix"):
         merge({"layers.0.up.weight": torch.zeros(9, 6)}, [Adapter(factors, config)], "linear")
