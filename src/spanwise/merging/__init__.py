@@ -6,6 +6,8 @@ from spanwise._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from spanwise.merging._collect import collect_stats as collect_stats
+    from spanwise.merging._diagnose import diagnose as diagnose
+    from spanwise.merging._diagnosis import Diagnosis as Diagnosis
     from spanwise.merging._folder import Written as Written
     from spanwise.merging._merge import merge as merge
     from spanwise.merging._merged import Merged as Merged
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from spanwise.merging.methods import METHODS as METHODS
 
 _HOMES = {
+    "Diagnosis": "_diagnosis",
     "METHODS": "methods",
     "MergeConfig": "config",
     "MergePlan": "_plan",
@@ -28,6 +31,7 @@ _HOMES = {
     "Stats": "_stats",
     "Written": "_folder",
     "collect_stats": "_collect",
+    "diagnose": "_diagnose",
     "merge": "_merge",
     "merge_config": "_plan",
     "merge_folders": "_plan",
@@ -37,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "METHODS",
+    "Diagnosis",
     "MergeConfig",
     "MergePlan",
     "Merged",
@@ -44,6 +49,7 @@ __all__ = [
     "Stats",
     "Written",
     "collect_stats",
+    "diagnose",
     "merge",
     "merge_config",
     "merge_folders",
