@@ -11,7 +11,7 @@ FLOORS = {
     "errors": 0, "_lazy": 0,
     "linalg": 1, "io": 1,
     "layouts": 2, "lora": 2, "subspace": 2, "atlas": 2, "plots": 2, "catalog": 2,
-    "optim": 3, "merging": 3, "datasets": 3, "zoo": 3,
+    "optim": 3, "merging": 3, "estimators": 3, "datasets": 3, "zoo": 3,
     "training": 4, "report": 4,
     "reproductions": 5, "demo": 5,
     "cli": 6,

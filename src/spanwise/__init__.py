@@ -25,6 +25,7 @@ __getattr__, __dir__ = lazy_attributes(
             "atlas",
             "catalog",
             "datasets",
+            "estimators",
             "io",
             "layouts",
             "linalg",

@@ -1,0 +1,169 @@
+"""What estimators share: scikit-learn's contract, numpy or torch in, files without pickle."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import spanwise
+from spanwise._lazy import require
+from spanwise.estimators._arrays import Back, to_numpy, to_torch
+
+require("sklearn.base", "an estimator")  # before the import below, for the install line
+from sklearn.base import BaseEstimator  # noqa: E402
+from sklearn.utils.validation import (  # noqa: E402
+    check_is_fitted,
+    validate_data,  # pyrefly: ignore[missing-module-attribute]
+)
+
+FORMAT = "spanwise-estimator"
+VERSION = "1"
+
+
+class Estimator(BaseEstimator):
+    """scikit-learn's `BaseEstimator` that also takes tensors, and saves without pickle.
+
+    `fit` sets attributes that end in an underscore; they are arrays of the kind that `fit` was
+    given, numbers, text, or lists and dicts of those.
+    """
+
+    def save(self, path: str | Path) -> Path:
+        """Write parameters and fitted attributes to one safetensors file, whole or not at all.
+
+        Arrays are its tensors, the rest is JSON in its metadata.
+
+        Args:
+            path: The file to create or replace.
+
+        Raises:
+            NotFittedError: If `fit` was not called.
+            TypeError: If a parameter or attribute is neither an array nor JSON.
+        """
+        from spanwise.io import save_tensors
+
+        check_is_fitted(self)
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        kinds: dict[str, str] = {}
+        for name, value in vars(self).items():
+            if name.startswith("_") or not name.endswith("_"):
+                continue
+            if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+                values[name], kinds[name] = [str(item) for item in value], "names"
+            elif isinstance(value, np.ndarray):
+                tensors[name], kinds[name] = torch.tensor(value), "numpy"
+            elif isinstance(value, Tensor):
+                tensors[name], kinds[name] = value.detach(), "torch"
+            else:
+                values[name] = value.item() if isinstance(value, np.generic) else value
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "spanwise": spanwise.__version__,
+            "estimator": type(self).__name__,
+            "parameters": _json(self, "parameter", self.get_params(deep=False)),
+            "attributes": _json(self, "attribute", values),
+            "kinds": json.dumps(kinds),
+        }
+        return save_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. Nothing is unpickled; tuples come back as lists.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If the file holds another estimator, or another version of the format.
+            CorruptFileError: If it is damaged.
+        """
+        from spanwise.io import open_tensors
+
+        reader = open_tensors(path)
+        metadata = dict(reader.metadata or {})
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise ValueError(
+                f"{path} is no estimator that this spanwise ({spanwise.__version__}) reads: format "
+                f"{metadata.get('format')!r}, version {metadata.get('version')!r}, expected "
+                f"{FORMAT!r}, {VERSION!r}."
+            )
+        if metadata["estimator"] != cls.__name__:
+            raise ValueError(
+                f"{path} holds a {metadata['estimator']}, not a {cls.__name__}. Load it with "
+                f"{metadata['estimator']}.load."
+            )
+        found = cls(**json.loads(metadata["parameters"]))
+        kinds = json.loads(metadata["kinds"])
+        for name, value in json.loads(metadata["attributes"]).items():
+            names = kinds.get(name) == "names"
+            setattr(found, name, np.array(value, dtype=object) if names else value)
+        for name in reader:
+            value = reader[name]
+            setattr(found, name, value.numpy() if kinds[name] == "numpy" else value)
+        return found
+
+    def _samples(self, X: Any, *, reset: bool, min_samples: int = 1) -> tuple[Tensor, Back]:
+        """`X` as a finite float tensor, `(n, d)`, and the way back.
+
+        Anything but a tensor is checked by scikit-learn, with its messages; a tensor stays on its
+        device. float32 and float64 stay, all else becomes float64 (half precision float32).
+
+        Args:
+            X: Samples in rows.
+            reset: True in `fit`, which remembers the number and names of features; False
+                elsewhere, which compares them.
+            min_samples: Rows needed.
+        """
+        if not isinstance(X, Tensor):
+            dtypes = [np.float64, np.float32]
+            array = validate_data(
+                self, X, reset=reset, dtype=dtypes, ensure_min_samples=min_samples
+            )
+            # Of a read-only array torch would only warn.
+            array = np.require(array, requirements=["C", "W"])
+            return torch.from_numpy(array), to_numpy
+        if X.is_complex() or X.layout != torch.strided:
+            raise ValueError(f"X must be dense and real, got {X.dtype} ({X.layout}).")
+        if X.ndim != 2:
+            raise ValueError(
+                f"X must have two axes, samples and features, got shape {tuple(X.shape)}. Reshape "
+                "with X.reshape(-1, 1) for one feature, X.reshape(1, -1) for one sample."
+            )
+        n, d = X.shape
+        if n < min_samples or d < 1:
+            raise ValueError(
+                f"X has {n} sample(s) and {d} feature(s), {type(self).__name__} needs at least "
+                f"{min_samples} and 1."
+            )
+        if reset:
+            self.n_features_in_ = d
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+        elif d != self.n_features_in_:
+            raise ValueError(
+                f"X has {d} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input."
+            )
+        X = X.detach()
+        if not X.is_floating_point():
+            X = X.double()
+        X = X.to(torch.promote_types(X.dtype, torch.float32))
+        if not bool(torch.isfinite(X).all()):
+            raise ValueError("X contains NaN or infinity. Drop or impute those samples.")
+        return X, to_torch
+
+
+def _json(estimator: Estimator, what: str, values: dict[str, Any]) -> str:
+    for name, value in values.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise TypeError(
+                f"{what} {name} of {type(estimator).__name__} is a {type(value).__name__}, which "
+                "JSON cannot hold. Set it to a number, text, list or dict before saving."
+            ) from error
+    return json.dumps(values)

@@ -1,0 +1,129 @@
+"""What every estimator inherits: files without pickle, tensors as input, seeds."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from spanwise.estimators._arrays import make_generator
+from spanwise.estimators._base import Estimator
+from spanwise.io import save_tensors
+
+
+class Means(Estimator):
+    """Keeps the column means."""
+
+    def __init__(self, shift=0.0, random_state=None):
+        self.shift = shift
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        found, back = self._samples(X, reset=True, min_samples=2)
+        self.means_ = back(found.mean(0) + self.shift)
+        self.n_iter_ = np.int64(3)
+        self.trace_ = [1.0, 2.0]
+        return self
+
+    def transform(self, X):
+        found, back = self._samples(X, reset=False)
+        return back(found)
+
+
+class Others(Means):
+    pass
+
+
+def samples(dtype=torch.float64):
+    return torch.arange(12, dtype=dtype).reshape(4, 3)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_saved_estimator_comes_back_whole(tmp_path, kind):
+    X = samples() if kind == "torch" else samples().numpy()
+    fitted = Means(shift=0.5).fit(X)
+    again = Means.load(fitted.save(tmp_path / "means.safetensors"))
+    assert again.get_params() == fitted.get_params()
+    assert type(again.means_) is type(fitted.means_)
+    np.testing.assert_array_equal(again.means_, fitted.means_)
+    assert (again.n_iter_, again.trace_, again.n_features_in_) == (3, [1.0, 2.0], 3)
+
+
+def test_names_of_features_are_saved_and_compared(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(samples().numpy(), columns=["a", "b", "c"])
+    again = Means.load(Means().fit(frame).save(tmp_path / "means.safetensors"))
+    assert list(again.feature_names_in_) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="feature names"):
+        again.transform(frame[["b", "a", "c"]])
+
+
+def test_a_file_of_another_estimator_is_refused(tmp_path):
+    path = Others().fit(samples()).save(tmp_path / "others.safetensors")
+    with pytest.raises(ValueError, match=r"holds a Others, not a Means. Load it with Others.load"):
+        Means.load(path)
+    save_tensors(tmp_path / "plain.safetensors", {"x": samples()})
+    with pytest.raises(ValueError, match="is no estimator that this spanwise"):
+        Means.load(tmp_path / "plain.safetensors")
+
+
+def test_what_json_cannot_hold_is_named(tmp_path):
+    fitted = Means(random_state=torch.Generator()).fit(samples())
+    with pytest.raises(TypeError, match="parameter random_state of Means is a Generator"):
+        fitted.save(tmp_path / "means.safetensors")
+    with pytest.raises(NotFittedError):
+        Means().save(tmp_path / "means.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.int64, torch.float64),
+    ],
+)
+def test_a_tensor_keeps_its_precision(given, held):
+    fitted = Means().fit(samples(given))
+    assert fitted.means_.dtype == held
+    assert fitted.transform(samples(given)).dtype == held
+
+
+def test_an_array_keeps_its_precision_and_is_not_written_to():
+    X = samples(torch.float32).numpy()
+    X.setflags(write=False)
+    assert Means().fit(X).means_.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (samples().ravel(), "must have two axes"),
+        (samples()[:1], "1 sample"),
+        (samples()[:, :0], "0 feature"),
+        (samples() * float("nan"), "NaN or infinity"),
+        (samples().to(torch.complex128), "dense and real"),
+        (samples().to_sparse(), "dense and real"),
+    ],
+)
+def test_a_bad_tensor_is_refused(X, message):
+    with pytest.raises(ValueError, match=message):
+        Means().fit(X)
+
+
+def test_another_number_of_features_is_refused():
+    with pytest.raises(ValueError, match="X has 2 features, but Means is expecting 3"):
+        Means().fit(samples()).transform(samples()[:, :2])
+
+
+def first(random_state):
+    return torch.rand(1, generator=make_generator(random_state)).item()
+
+
+def test_a_seed_repeats_and_a_generator_goes_on():
+    assert first(7) == first(np.int64(7)) != first(8)
+    assert first(None) == first(0)
+    for source in (torch.Generator(), np.random.RandomState(0), np.random.default_rng(0)):
+        assert first(source) != first(source)
+    with pytest.raises(TypeError, match="random_state must be None, an integer"):
+        make_generator("seed")
