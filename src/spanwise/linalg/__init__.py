@@ -1,6 +1,6 @@
 """Linear algebra that knows nothing of papers: tensors in, tensors out, batch first, no state."""
 
-from spanwise.linalg import grassmann
+from spanwise.linalg import grassmann, stiefel
 from spanwise.linalg.bases import (
     align,
     complement,
@@ -20,6 +20,7 @@ from spanwise.linalg.growing import GrowingBasis
 from spanwise.linalg.krylov import conjugate_gradient, expm_multiply, kronecker_sum, lanczos
 from spanwise.linalg.polar import Polar, inverse_sqrt, polar
 from spanwise.linalg.psd import psd_solve
+from spanwise.linalg.riemannian import Minimum, Product, riemannian_cg
 from spanwise.linalg.sketches import hadamard_transform, srht_basis
 from spanwise.linalg.svd import SVD, captured_energy, top_subspace, truncated_svd
 from spanwise.linalg.thin import leading_triples, thin_svd
@@ -27,7 +28,9 @@ from spanwise.linalg.thin import leading_triples, thin_svd
 __all__ = [
     "SVD",
     "GrowingBasis",
+    "Minimum",
     "Polar",
+    "Product",
     "align",
     "captured_energy",
     "complement",
@@ -51,7 +54,9 @@ __all__ = [
     "psd_solve",
     "random_basis",
     "reject",
+    "riemannian_cg",
     "srht_basis",
+    "stiefel",
     "thin_svd",
     "top_subspace",
     "truncated_svd",

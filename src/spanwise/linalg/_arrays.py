@@ -86,6 +86,28 @@ def finite_pair(a: Tensor, b: Tensor, names: tuple[str, str]) -> tuple[Tensor, T
     return first, second
 
 
+def point_and_vector(x: Tensor, u: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis and a matrix of its shape, in the dtype to compute in.
+
+    Raises:
+        ValueError: If `x` is wide, or the last two axes differ.
+        TypeError: If either is not a dense, real, floating-point tensor.
+    """
+    first, second, _ = pair(x, u, ("x", name))
+    if x.shape[-1] != u.shape[-1]:
+        raise ValueError(
+            f"x and {name} must have as many columns, got {tuple(x.shape)} and {tuple(u.shape)}."
+        )
+    check_tall(x)
+    return first, second
+
+
+def check_tall(x: Tensor) -> None:
+    """Refuse a basis with more columns than rows."""
+    if x.shape[-1] > x.shape[-2]:
+        raise ValueError(f"x must be tall, got {tuple(x.shape)}. Transpose row bases with .mT.")
+
+
 def qr(m: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch d r"]:
     """Q of the Householder QR decomposition whose R has a non-negative diagonal."""
     q, r = torch.linalg.qr(m)

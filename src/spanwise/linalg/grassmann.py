@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.linalg._arrays import gaussian, largest_entry, matrix, pair
+from spanwise.linalg._arrays import (
+    check_tall,
+    gaussian,
+    largest_entry,
+    matrix,
+    point_and_vector,
+)
 from spanwise.linalg.bases import distance, random_basis
 
 
@@ -36,7 +42,7 @@ def projection(
     Raises:
         ValueError: If the shapes do not fit.
     """
-    x, u = _two(x, u, "u")
+    x, u = point_and_vector(x, u, "u")
     h = u - x @ (x.mT @ u)
     return h - x @ (x.mT @ h)  # once leaves rounding of u, which may be large beside h
 
@@ -92,7 +98,7 @@ def move(
     Raises:
         ValueError: If the shapes do not fit, `u` is not finite, or `angle` is negative.
     """
-    x, u = _two(x, u, "u")
+    x, u = point_and_vector(x, u, "u")
     _check_angle(angle)
     # X drifts by rounding. X P is the nearest orthonormal basis, up to the defect's square.
     p = _plus_identity((x.mT @ x).mul_(-0.5), 1.5)
@@ -125,7 +131,7 @@ def log(
     Sources:
         Bendokat, Zimmermann and Absil, "A Grassmann manifold handbook", 2020, algorithm 5.3.
     """
-    x, y = _two(x, y, "y")
+    x, y = point_and_vector(x, y, "y")
     largest_entry("x", x)
     largest_entry("y", y)
     q, cosine, rh = torch.linalg.svd(y.mT @ x)
@@ -151,7 +157,7 @@ def dist(
     Raises:
         ValueError: If the shapes do not fit or a basis is not finite.
     """
-    return distance(*_two(x, y, "y"), metric="geodesic")
+    return distance(*point_and_vector(x, y, "y"), metric="geodesic")
 
 
 def transport(
@@ -261,7 +267,7 @@ def random_tangent(
         ValueError: If `angle` is negative or `x` is wide.
     """
     x = matrix("x", x)
-    _check_tall(x)
+    check_tall(x)
     _check_angle(angle)
     if x.shape[-1] == x.shape[-2]:
         return torch.zeros_like(x)  # what projecting leaves would be rounding, scaled up
@@ -350,28 +356,13 @@ def _right_factors(h: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0).sqrt(), vectors
 
 
-def _check_tall(x: Tensor) -> None:
-    if x.shape[-1] > x.shape[-2]:
-        raise ValueError(f"x must be tall, got {tuple(x.shape)}. Transpose row bases with .mT.")
-
-
-def _two(x: Tensor, u: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    first, second, _ = pair(x, u, ("x", name))
-    if x.shape[-1] != u.shape[-1]:
-        raise ValueError(
-            f"x and {name} must have as many columns, got {tuple(x.shape)} and {tuple(u.shape)}."
-        )
-    _check_tall(x)
-    return first, second
-
-
 def _tangent(x: Tensor, h: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Both, once `h` is known to be finite and horizontal.
 
     The tolerance is wide because it is not about rounding: it catches a forgotten projection,
     with which the end of the geodesic would not be orthonormal at all.
     """
-    x, h = _two(x, h, name)
+    x, h = point_and_vector(x, h, name)
     if not h.numel():
         return x, h
     # Largest entries, not norms: squares of tiny ones would underflow.
