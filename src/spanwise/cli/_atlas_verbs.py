@@ -15,7 +15,7 @@ from spanwise.atlas import (
     file_bytes,
 )
 from spanwise.atlas._select import chosen_maps
-from spanwise.cli._shared import Terminal
+from spanwise.cli._shared import Terminal, check_device
 from spanwise.cli.atlas import CompareOptions, ExtractOptions, ShowOptions
 from spanwise.datasets import TextData, load_text
 from spanwise.io import check_place
@@ -36,7 +36,7 @@ def extract(options: ExtractOptions, terminal: Terminal) -> None:
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists. Name another file, or pass --overwrite.")
     check_place(options.out.parent)
-    _check_device(options.device)
+    check_device(options.device)
     from spanwise.training.data import pack
 
     text = load_text(list(options.data), text=options.text)
@@ -63,17 +63,6 @@ def extract(options: ExtractOptions, terminal: Terminal) -> None:
     atlas.metadata.update(_origin(options, text))
     _save(atlas, options, terminal)
     terminal.result({"out": str(options.out), **_summary(atlas)})
-
-
-def _check_device(device: str) -> None:
-    """Raise `ValueError` if tensors cannot live there; torch says so in many ways."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device = {device} cannot be used here ({reason}). Leave --device out for the CPU."
-        ) from error
 
 
 def _progress(terminal: Terminal, count: int, total: int) -> None:

@@ -188,6 +188,19 @@ def run_verb(
     return function(parsed.options, terminal) or 0
 
 
+def check_device(device: str) -> None:
+    """Raise `ValueError` if tensors cannot live there; torch says so in many ways."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device = {device} cannot be used here ({reason}). Leave --device out for the CPU."
+        ) from error
+
+
 def _plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[str]
 ) -> str:

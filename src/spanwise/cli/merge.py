@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.cli import dispatch
-from spanwise.cli._shared import Interrupted, Terminal, run_verb
+from spanwise.cli._shared import Interrupted, Terminal, check_device, run_verb
 from spanwise.merging.config import MergeConfig
 
 if TYPE_CHECKING:
     from spanwise.merging import MergePlan, Written
 
 VERBS = {
+    "run": ("spanwise.cli.merge:merge", "merge; the same as without a verb"),
+    "stats": (
+        "spanwise.cli.merge_stats:main",
+        "what a model's data says of its weights, for regmean, fisher, mats",
+    ),
+    "diagnose": (
+        "spanwise.cli.merge_diagnose:main",
+        "which models are alike, which in conflict, before any is merged",
+    ),
     "methods": ("spanwise.cli.merge:methods", "the methods and their parameters, one line each"),
 }
 """Verbs under `spanwise merge`; anything else is the base of a merge."""
@@ -22,8 +31,13 @@ VERBS = {
 
 def main(argv: list[str]) -> int:
     """Parse the options and merge, or run `spanwise merge VERB`."""
-    if argv and argv[0] in VERBS and not Path(argv[0]).exists():
+    if argv and argv[0] in VERBS and not _is_model(Path(argv[0])):
         return dispatch(VERBS, argv, prog="spanwise merge")
+    return merge(argv)
+
+
+def merge(argv: list[str]) -> int:
+    """Run `spanwise merge BASE MODEL ...`, also called `spanwise merge run`."""
     try:
         return run_verb(MergeConfig, argv, run, prog="spanwise merge")
     except KeyboardInterrupt as stop:
@@ -65,7 +79,7 @@ def prepared(config: MergeConfig) -> "MergePlan":
     from spanwise.atlas import Atlas
     from spanwise.merging import plan_config, plan_folders
 
-    _check_device(config.device)
+    check_device(config.device)
     avoid, within = (
         None if path is None else Atlas.load(path) for path in (config.avoid, config.within)
     )
@@ -257,6 +271,11 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
+def _is_model(path: Path) -> bool:
+    """Whether a verb's name is a model's too: a folder called stats need not be one."""
+    return path.is_file() or any(path.glob("*.safetensors"))
+
+
 def _folder(spec: str) -> str:
     """The folder behind a packaged name; anything else as it is."""
     if spec == "none" or Path(spec).exists():
@@ -265,14 +284,3 @@ def _folder(spec: str) -> str:
 
     found = source_folder(spec)
     return spec if found is None else str(found)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device = {device} cannot be used here ({str(error).splitlines()[0]})."
-        ) from error

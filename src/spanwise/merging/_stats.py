@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from spanwise.io import TensorReader, open_tensors, save_tensors
 from spanwise.layouts import Layout, side_dim
+from spanwise.merging._sums import Added, Stored
 
 FORMAT, VERSION = "spanwise-merge-stats", 1
 GRAM, GRADIENT_GRAM, DIAG_FISHER = "gram", "gradient_gram", "diag_fisher"
@@ -169,6 +170,8 @@ class Stats(Mapping[str, TensorStats]):
     def __add__(self, other: "Stats") -> "Stats":
         """The sums of both: of more data, or of other tensors of the same model.
 
+        Tensors are added when they are asked for, so that files larger than memory can be.
+
         Raises:
             ValueError: If they were collected differently, or on different models.
         """
@@ -179,27 +182,29 @@ class Stats(Mapping[str, TensorStats]):
                     f"{other.options[key]}. Collect them alike."
                 )
         entries = {**self.entries, **other.entries}
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, list[TensorReader]] = {}
         for name in entries:
             mine, theirs = self.entries.get(name), other.entries.get(name)
             if mine is not None and theirs is not None:
                 entries[name] = _joined(name, mine, theirs)
             for kind in entries[name].counts:
                 key = f"{name}::{kind}"
-                parts = [
-                    stats._sums[key]
+                sums[key] = [
+                    stats._sums
                     for stats, entry in ((self, mine), (other, theirs))
                     if entry is not None and kind in entry.counts
                 ]
-                if len({tuple(part.shape) for part in parts}) > 1:
+                if len({part.shape(key) for part in sums[key]}) > 1:
                     raise ValueError(
                         f"the {kind} of {name!r} is of another size in each: they belong to "
                         "different models."
                     )
-                sums[key] = parts[0] + parts[1] if len(parts) > 1 else parts[0]
-        return Stats(
-            sums, entries, {**self.options, **other.options}, {**self.skipped, **other.skipped}
-        )
+        skipped = {**self.skipped, **other.skipped}
+        return Stats(Added(sums), entries, {**self.options, **other.options}, skipped)
+
+    def total(self, name: str, kind: str) -> Tensor:
+        """The sum itself: a packed triangle, or a diagonal in the tensor's shape."""
+        return self._sums[f"{name}::{kind}"]
 
     def digest(self) -> str:
         """What tells these statistics from others without reading them whole."""
@@ -216,7 +221,6 @@ class Stats(Mapping[str, TensorStats]):
             path: Where to.
             dtype: What sums are stored in; None keeps float64 where they were summed in it.
         """
-        tensors = {key: self._sums[key].to("cpu", dtype) for key in self._keys()}
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
@@ -224,7 +228,7 @@ class Stats(Mapping[str, TensorStats]):
             "options": json.dumps(self.options),
             "skipped": json.dumps(self.skipped),
         }
-        return save_tensors(path, tensors, metadata)
+        return save_tensors(path, Stored(self._sums, self._keys(), dtype), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Stats":
