@@ -5,6 +5,15 @@ needs a network.
 """
 
 from spanwise.datasets.builtin import python_docs, python_stdlib, unicode_names
+from spanwise.datasets.labelled import (
+    LabelledTexts,
+    banking77,
+    bbc_news,
+    clinc150,
+    dbpedia14,
+    load_labelled,
+    rotten_tomatoes,
+)
 from spanwise.datasets.load import load, load_text, names
 from spanwise.datasets.resolve import ASSETS, Asset, cache_folder, resolve
 from spanwise.datasets.text import Document, TextData, join
@@ -15,14 +24,21 @@ __all__ = [
     "Asset",
     "ByteTokenizer",
     "Document",
+    "LabelledTexts",
     "TextData",
+    "banking77",
+    "bbc_news",
     "cache_folder",
+    "clinc150",
+    "dbpedia14",
     "join",
     "load",
+    "load_labelled",
     "load_text",
     "names",
     "python_docs",
     "python_stdlib",
     "resolve",
+    "rotten_tomatoes",
     "unicode_names",
 ]

@@ -30,6 +30,26 @@ ASSETS: dict[str, Asset] = {
         sha256="9473b147c37b042e9a10d93faf976d8770464f5cc84646d4ac0bc2625a9632e0",
         licence="CC BY 3.0",
     ),
+    "clinc150-domains": Asset(
+        path="clinc150/domains.json",
+        url="https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c/data/domains.json",
+        sha256="b947b579d3b8e74b06f93b01083d8efaff2888b43a3e362533bd88a6e1211b3a",
+        licence="CC BY 3.0",
+    ),
+    "banking77": Asset(
+        path="banking77/train.csv",
+        url="https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/57ec275d8078/"
+        "banking_data/train.csv",
+        sha256="b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b",
+        licence="CC BY 4.0",
+    ),
+    "dbpedia14": Asset(
+        path="dbpedia14/test7600.json",
+        url="https://raw.githubusercontent.com/cmnfriend/O-LoRA/07117e1fc4a5/"
+        "CL_Benchmark/TC/dbpedia/test.json",
+        sha256="971c1a298668385042ce02b67444e1d45773ce0b8b22abbbc39a2592bbe7c255",
+        licence="CC BY-SA 3.0",
+    ),
     "wikitext2-valid": Asset(
         path="wikitext2/valid.txt",
         url=_WIKITEXT + "valid.txt",

@@ -1,6 +1,7 @@
-"""Models by name: fresh LLaMA sizes and packaged pretrained ones."""
+"""Models by name: fresh LLaMA sizes, packaged pretrained models, sentence encoders."""
 
 from spanwise.zoo.llama import SHAPES, LlamaShape, llama_config
+from spanwise.zoo.minilm import encoder_folder, load_encoder, minilm_folder
 from spanwise.zoo.models import (
     Loaded,
     is_pretrained,
@@ -18,12 +19,15 @@ __all__ = [
     "SHAPES",
     "LlamaShape",
     "Loaded",
+    "encoder_folder",
     "is_pretrained",
     "llama_config",
     "load",
     "load_config",
+    "load_encoder",
     "load_model",
     "load_tokenizer",
+    "minilm_folder",
     "names",
     "quiet_transformers",
     "smollm_folder",
