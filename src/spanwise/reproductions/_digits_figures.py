@@ -15,7 +15,7 @@ OURS = ("iso_c", "iso_cts", "mats")
 
 def draw_accuracy(ax: "Axes", result: Result) -> None:
     """Accuracy of every arm, one group of bars for each number of tasks."""
-    _draw_bars(ax, result, "accuracy", "test accuracy (%)")
+    draw_bars(ax, result, "accuracy", "test accuracy (%)")
     values = [row["accuracy"] for row in result.rows]
     ax.set_xlim(max(0.0, min(values) - 8), min(100.0, max(values) + 6))
     ax.set_title("Accuracy after merging")
@@ -23,11 +23,12 @@ def draw_accuracy(ax: "Axes", result: Result) -> None:
 
 def draw_scales(ax: "Axes", result: Result) -> None:
     """The alpha that each arm was judged at."""
-    _draw_bars(ax, result, "alpha", "alpha")
+    draw_bars(ax, result, "alpha", "alpha")
     ax.set_title("The scale that validation chose")
 
 
-def _draw_bars(ax: "Axes", result: Result, metric: str, label: str) -> None:
+def draw_bars(ax: "Axes", result: Result, metric: str, label: str) -> None:
+    """One bar for every arm that has the metric: the mean of its seeds, which are dots."""
     from matplotlib import rcParams
 
     soft, ink = rcParams["xtick.labelcolor"], rcParams["text.color"]
