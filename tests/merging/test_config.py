@@ -8,9 +8,12 @@ import yaml
 from tests.merging.llamas import WORDS, changed, llama, loaded, tokenizer, transformers
 
 from spanwise.atlas import Atlas
-from spanwise.io import open_tensors
-from spanwise.merging import merge, merge_config, merge_folders, plan_config, plan_folders
+from spanwise.cli import main
+from spanwise.io import open_tensors, save_tensors
+from spanwise.merging import Stats, merge, merge_config, merge_folders, plan_config, plan_folders
 from spanwise.merging._open import locate
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,30 @@ def test_lora_folders_of_peft_are_added(zoo, tmp_path):
         got = tensors(merge_config(recipe, tmp_path / name).folder)
         own, base = tensors(zoo / root), tensors(zoo / "base")
         assert all(torch.allclose(got[n], expected[n] - base[n] + own[n], atol=1e-6) for n in got)
+
+
+def test_what_an_adapter_holds_beside_factors_is_noted_as_left_out(zoo, tmp_path, capsys):
+    prefix = "base_model.model.model.layers.0.mlp.up_proj"
+    held = {
+        f"{prefix}.lora_A.weight": torch.ones(1, 16),
+        f"{prefix}.lora_B.weight": torch.ones(24, 1),
+        "base_model.model.lm_head.weight": torch.ones(64, 16),
+    }
+    (tmp_path / "lora").mkdir()
+    save_tensors(tmp_path / "lora" / "adapter_model.safetensors", held)
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
+    argv = ["merge", str(zoo / "base"), str(tmp_path / "lora"), "--method", "task_arithmetic"]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--json"]) == 0
+    captured = capsys.readouterr()
+    note = "lora: 1 tensors of the adapter are left out, 'base_model.model.lm_head.weight' first"
+    assert f"note: {note}" in captured.err
+    assert note in json.loads(captured.out)["notes"][0]
+    assert torch.equal(tensors(tmp_path / "out")[HEAD], tensors(zoo / "base")[HEAD])
+
+
+def test_models_that_equal_the_base_are_noted(zoo):
+    plan = plan_folders(zoo / "base", [zoo / "a", zoo / "base"], "task_arithmetic")
+    assert "model 2 equals the base: it adds nothing" in plan.notes
 
 
 def test_the_dtype_of_the_result_is_written_into_its_configuration(zoo, tmp_path):
@@ -277,8 +304,6 @@ def test_another_order_of_slices_is_another_job(zoo, tmp_path):
 
 # -- vocabularies --------------------------------------------------------------------------------
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
 
 def rows(folder, name=EMBEDDING):
     ids = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
@@ -379,3 +404,33 @@ def test_chat_templates_are_given_or_the_commonest(zoo, tmp_path):
         recipe(zoo, "linear", models | {"base": {"weight": 1}}, chat_template="auto")
     )
     assert any("no model has one" in note for note in auto.notes)
+
+
+# -- statistics ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*lack statistics")
+def test_a_configuration_names_each_model_s_statistics(zoo, tmp_path):
+    for seed, name in enumerate("ab"):
+        grams = {
+            n: {"gram": torch.randn(40, t.shape[1]).T.cov() + (seed + 1) * torch.eye(t.shape[1])}
+            for n, t in tensors(zoo / name).items()
+            if "proj" in n
+        }
+        Stats.from_means(grams).save(zoo / f"{name}.safetensors")
+    models = [{"model": str(zoo / n), "stats": f"{n}.safetensors"} for n in "ab"]
+    held = {"merge_method": "regmean", "models": models, "parameters": {"lam": 0.8}}
+    file = zoo / "regmean.yml"
+    file.write_text(yaml.safe_dump(held))
+    got = tensors(merge_config(file, tmp_path / "out").folder)
+    files = [zoo / f"{n}.safetensors" for n in "ab"]
+    expected = merge(None, [tensors(zoo / n) for n in "ab"], "regmean", stats=files, lam=0.8)
+    assert equal(got, dict(expected))
+    with pytest.warns(UserWarning, match="lack statistics") as caught:
+        merge_folders(None, [zoo / n for n in "ab"], "regmean", tmp_path / "f", stats=files)
+    assert {warning.filename for warning in caught} == {__file__}
+    del models[1]["stats"]
+    with pytest.raises(ValueError, match=r"stats are given for some models only: .*b has none"):
+        plan_config(held)
+    with pytest.raises(ValueError, match=r"models\[0\]: ties takes no stats"):
+        plan_config({"merge_method": "ties", "base_model": str(zoo / "base"), "models": models})

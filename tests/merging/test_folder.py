@@ -9,11 +9,12 @@ import torch
 
 from conformance.merging import models, same_bits
 from spanwise.atlas import Atlas
-from spanwise.io import ShardedWriter, open_tensors
+from spanwise.io import ShardedWriter, open_tensors, save_tensors
 from spanwise.lora import Adapter
 from spanwise.merging import merge
 from spanwise.merging._folder import RECORD, merge_to_folder
 from spanwise.merging._merge import prepare
+from spanwise.merging._methods.mats import Mats
 
 
 @pytest.fixture
@@ -86,6 +87,22 @@ def test_other_weights_and_another_atlas_are_another_merge(folders, tmp_path):
     merge_to_folder(prepare(base, low[:1], "task_arithmetic"), tmp_path / "low")
     with pytest.raises(FileExistsError):
         merge_to_folder(prepare(base, low[1:], "task_arithmetic"), tmp_path / "low")
+
+
+def test_another_start_under_the_same_name_is_another_merge(folders, tmp_path):
+    paths, base, tuned = folders
+    start, out = tmp_path / "start.safetensors", tmp_path / "out"
+
+    def again():
+        method = Mats(objective="identity", init=str(start), iterations=1)
+        return merge_to_folder(prepare(paths[0], paths[1:], method), out)
+
+    save_tensors(start, base)
+    assert again().tensors == 8
+    assert again().tensors == 0
+    save_tensors(start, tuned[0])
+    with pytest.raises(FileExistsError):
+        again()
 
 
 def test_twenty_kills_lose_no_finished_shard(folders, tmp_path):

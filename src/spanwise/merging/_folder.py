@@ -134,6 +134,7 @@ def describe(job: Job | Parts) -> dict[str, Any]:
     return {
         "method": type(job.method).__name__,
         "options": _plain(asdict(job.method)),
+        "reads": [_files(path) for path in job.method.reads()],
         "per_model": {k: [s.value for s in held] for k, held in job.per_model.items()},
         "schedules": {key: schedule.value for key, schedule in job.schedules.items()},
         "include": job.include and list(job.include),
@@ -153,12 +154,15 @@ def fingerprint(source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {"label": source.label}
     if source.place is None:
         return {**found, "digest": source.digest()}
-    files = [source.place]
-    if source.place.is_dir():
-        files = sorted(source.place.glob("*.safetensors"))
     found["place"] = str(source.place.resolve())
-    found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    found["files"] = _files(source.place)
     return found
+
+
+def _files(place: Path) -> list[list[Any]]:
+    """Names, sizes and times of a file, or of a folder's weights."""
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def _atlas_digest(atlas: Atlas | None) -> str | None:

@@ -1,11 +1,11 @@
 """Statistics beside the models they belong to, before anything is merged."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spanwise.merging._sources import AdapterSource, Inputs, Source
 from spanwise.merging._stats import Stats, mark_of
+from spanwise.merging._warn import warn_caller
 
 Statistics = Sequence[Stats | str | Path] | Mapping[str, Stats | str | Path]
 """One for each model, in their order or by their names."""
@@ -45,6 +45,30 @@ def opened_stats(
     if len(given) != len(labels):
         raise ValueError(f"{len(labels)} models need as many stats, got {len(given)}.")
     return [held if isinstance(held, Stats) else Stats.load(held) for held in given]
+
+
+def stats_files(named: Sequence[tuple[str, str | None]], beside: Path | None) -> list[Path] | None:
+    """The files that a configuration names for its models; None if it names none.
+
+    Args:
+        named: (Model, path) in the models' order.
+        beside: Where the configuration lies, for paths relative to it.
+
+    Raises:
+        ValueError: If only some models have one.
+    """
+    if not any(path for _, path in named):
+        return None
+    found: list[Path] = []
+    for model, name in named:
+        if name is None:
+            raise ValueError(
+                f"stats are given for some models only: {model} has none. `spanwise merge stats` "
+                "collects them."
+            )
+        path = Path(name).expanduser()
+        found.append(path if path.exists() or beside is None else beside / path)
+    return found
 
 
 def check_stats(
@@ -97,7 +121,7 @@ def check_stats(
     if extra:
         parts.append(f"{len(extra)} statistics belong to no tensor, {min(extra)!r} first")
     if parts:
-        warnings.warn(f"{'; '.join(parts)}.", stacklevel=4)
+        warn_caller(f"{'; '.join(parts)}.")
 
 
 def _check_order(stats: Sequence[Stats], inputs: Inputs) -> None:

@@ -18,6 +18,8 @@ from spanwise.merging._methods._method import Method
 from spanwise.merging._parallel import side_by_side
 from spanwise.merging._schedule import Depths, Schedule
 from spanwise.merging._sources import Inputs, Model, open_inputs
+from spanwise.merging._unchanged import told, unchanged
+from spanwise.merging._warn import warn_caller
 from spanwise.merging.methods import METHODS
 
 Watch = Callable[[int, int], None]
@@ -92,6 +94,8 @@ def merge(
         seed=seed,
         **parameters,
     )  # fmt: skip
+    if idle := unchanged(job.inputs):
+        warn_caller(f"{told(idle)}.")
     names = job.names
     job = job.begun()
     delta: dict[str, Tensor] = {}

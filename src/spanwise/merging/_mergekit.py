@@ -24,6 +24,7 @@ from spanwise.merging._recipe import (
     reference,
     template,
     tokens,
+    words,
 )
 from spanwise.merging.methods import METHODS
 
@@ -171,7 +172,7 @@ class _Reader:
         self, entry: Any, where: str, *, ranged: bool
     ) -> tuple[Portion, Mapping[str, Any]]:
         entry = mapping(entry, where)
-        known(where, entry, ("model", "parameters", *(["layer_range"] if ranged else [])))
+        known(where, entry, ("model", "parameters", "layer_range" if ranged else "stats"))
         model = reference(entry.get("model"), f"{where}.model")
         own = mapping(entry.get("parameters"), f"{where}.parameters")
         for key in own:
@@ -182,12 +183,20 @@ class _Reader:
                 )
         self._check_keys(own, where, tuple(self.own))
         if not ranged:
-            return Portion(model, None), own
+            return Portion(model, None, self._stats(entry.get("stats"), where)), own
         span = entry.get("layer_range")
         good = isinstance(span, (list, tuple)) and len(span) == 2
         if not good or not all(type(n) is int for n in span) or not 0 <= span[0] < span[1]:
             raise ValueError(f"{where}: layer_range must be [first, after the last], got {span!r}.")
         return Portion(model, (span[0], span[1])), own
+
+    def _stats(self, value: Any, where: str) -> str | None:
+        """The file that a model's statistics lie in, for methods that take some."""
+        if value is None:
+            return None
+        if self.foreign:
+            raise ValueError(f"{where}: {self.name} takes no stats; leave them out.")
+        return words(value, f"{where}.stats")
 
     def _assemble(
         self,

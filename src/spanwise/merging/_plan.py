@@ -16,6 +16,7 @@ from spanwise.io import plan_shards, write_json
 from spanwise.io.configs import to_plain
 from spanwise.merging._folder import Watch, Written, merge_to_folder
 from spanwise.merging._job import Job
+from spanwise.merging._matched import stats_files
 from spanwise.merging._merge import MEMORY, prepare
 from spanwise.merging._mergekit import read_recipe
 from spanwise.merging._methods._method import Method
@@ -25,6 +26,7 @@ from spanwise.merging._recipe import Portion, Recipe, Reference, Slice, Tokens
 from spanwise.merging._schedule import Depths, Schedule
 from spanwise.merging._shelf import Shelf
 from spanwise.merging._sources import Source
+from spanwise.merging._unchanged import told, unchanged
 from spanwise.merging._vocabulary import FILES, retargeted
 
 SHARD = 2e9
@@ -147,7 +149,7 @@ def plan_folders(
     return MergePlan(
         method=name,
         parts=Parts((job,), out_dtype, first),
-        notes=tuple(shelf.notes),
+        notes=(*shelf.notes, *_idle(job)),
         complete=_Finish(shelf, None, None),
         more={
             "tokenizer": None if tokens is None else str(tokens.source),
@@ -185,7 +187,7 @@ def plan_config(
         first = part.base or part.models[0]
         start, stop = first.layers or (0, jobs[-1].depths.layers)
         layers += [(first.model, number) for number in range(start, stop)]
-    notes = [*recipe.notes, *shelf.notes]
+    notes = [*recipe.notes, *shelf.notes, *(() if recipe.sliced else _idle(jobs[0]))]
     template = _template(recipe, shelf, notes)
     return MergePlan(
         method=recipe.name,
@@ -320,12 +322,21 @@ def _job(
         f"model {index}": source(portion, f"model {index}", base)
         for index, portion in enumerate(part.models, start=1)
     }
-    job = prepare(base, models, part.method, alpha=part.alpha, **part.parameters, **options)
+    stats = stats_files([(str(p.model), p.stats) for p in part.models], shelf.beside)
+    job = prepare(
+        base, models, part.method, alpha=part.alpha, stats=stats, **part.parameters, **options
+    )
     span = part.models[0].layers
     count = Depths.of(job.inputs.names).layers if span is None else span[1] - span[0]
     job = replace(job, depths=SliceDepths(count, offset))
     _check_filters(job)
     return job
+
+
+def _idle(job: Job) -> list[str]:
+    """A note of models that add nothing."""
+    found = unchanged(job.inputs)
+    return [told(found)] if found else []
 
 
 def _check_filters(job: Job) -> None:

@@ -33,6 +33,8 @@ class Portion:
     model: Reference
     layers: tuple[int, int] | None
     """First layer and the one after the last; None for all."""
+    stats: str | None = None
+    """The file of its statistics."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Shelf:
         sliced: Whether layers are taken from anywhere.
 
     Attributes:
+        beside: Where the configuration lies.
         vocabulary: The result's, where one was asked for.
         notes: What differs between the models without forbidding a merge.
         ids: Token -> id of the model whose configuration the result gets.
@@ -61,7 +62,7 @@ class Shelf:
         self.notes: list[str] = []
         self.vocabulary: Vocabulary | None = None
         self.ids: Mapping[str, int] = {}
-        self._base, self._beside = base, beside
+        self._base, self.beside = base, beside
         self._held: dict[Path, _Held] = {}
         self._adapters: dict[Path, Adapter] = {}
         ordered = list(dict.fromkeys([*([base] if base else []), *references]))
@@ -115,7 +116,7 @@ class Shelf:
         return Source(label, tensors, {}, place)
 
     def _path(self, ref: Reference) -> Path:
-        return locate(ref.path, ref.revision, self._beside)
+        return locate(ref.path, ref.revision, self.beside)
 
     def _home(self, ref: Reference) -> _Held:
         """The whole model behind a reference."""
@@ -127,12 +128,12 @@ class Shelf:
         return self._held[path]
 
     def _adapter(self, ref: Reference) -> tuple[Path, Adapter] | None:
-        path = self._path(ref) if ref.lora is None else locate(ref.lora, None, self._beside)
+        path = self._path(ref) if ref.lora is None else locate(ref.lora, None, self.beside)
         return (path, self._adapters[path]) if path in self._adapters else None
 
     def _open(self, ref: Reference) -> None:
         path = self._path(ref)
-        lora = locate(ref.lora, None, self._beside) if ref.lora is not None else None
+        lora = locate(ref.lora, None, self.beside) if ref.lora is not None else None
         if is_adapter(path):
             if ref == self._base:
                 raise ValueError(f"{ref} is an adapter, which cannot be the base.")

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -62,6 +63,10 @@ class Method(ABC):
 
     def kinds(self) -> tuple[str, ...]:
         """Statistics (`TensorStats` keys) that each model must bring, with these parameters."""
+        return ()
+
+    def reads(self) -> Sequence[Path]:
+        """Files and folders beside the models that the result depends on."""
         return ()
 
     def check_models(self, count: int, based: bool) -> None:

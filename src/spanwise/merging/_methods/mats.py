@@ -106,6 +106,11 @@ class Mats(Method):
         return _KINDS[self.objective]
 
     @override
+    def reads(self) -> Sequence[Path]:
+        named = isinstance(self.init, (str, Path)) and str(self.init) not in STARTS
+        return [Path(self.init)] if named else []
+
+    @override
     def check(self, values: Mapping[str, list[float]]) -> None:
         check_weights(values)
 
