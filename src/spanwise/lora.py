@@ -16,6 +16,9 @@ from spanwise.layouts import strip_prefixes
 LORA_FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<factor>[AB])(\.[^.]+)?\.weight")
 """The weight of one factor of a LoRA update, with or without the adapter's name."""
 
+EMBEDDING_FACTOR = re.compile(r"(?P<module>.*)\.lora_embedding_(?P<factor>[AB])(\.[^.]+)?")
+"""The same for a table of tokens, whose factors PEFT keeps without a module around them."""
+
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -29,6 +32,7 @@ class Adapter:
 
     Attributes:
         others: Tensors that are no factors of a linear map -> why they were left out.
+        embeddings: Which of the weights are tables of tokens.
 
     Raises:
         ValueError: If there are no factors, one lacks its other half, several adapters are mixed,
@@ -39,8 +43,12 @@ class Adapter:
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
     ) -> None:
         self.config = dict(config or {})
-        self._pairs, self.others = _pairs(tensors)
-        self.transposed = bool(self.config.get("fan_in_fan_out"))
+        self._pairs, self.others, self.embeddings = _pairs(tensors)
+        if self.config.get("ensure_weight_tying"):
+            # A tied head's factors are the table's once more; its weight is the table's.
+            tied = [n for n in self._pairs if any(self._turned(n, e) for e in self.embeddings)]
+            self._pairs = {n: pair for n, pair in self._pairs.items() if n not in tied}
+        self._fan_in_fan_out = bool(self.config.get("fan_in_fan_out"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pairs)
@@ -51,12 +59,21 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self._pairs
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a weight is stored with its inputs as rows: tables, and `fan_in_fan_out`."""
+        return self._fan_in_fan_out or name in self.embeddings
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the weight that is changed, as it is stored."""
         a, b = self._pairs[name]
-        if self.transposed:
+        if self.is_transposed(name):
             return (a.shape[1], b.shape[0])
         return (b.shape[0], *a.shape[1:])
+
+    def _turned(self, name: str, table: str) -> bool:
+        (a, b), (c, d) = self._pairs[name], self._pairs[table]
+        alike = a.shape == d.mT.shape and b.shape == c.mT.shape
+        return alike and torch.equal(a, d.mT) and torch.equal(b, c.mT)
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """A `(r, n, ...)` and B `(m, r, ...)` as they are stored, in float32 or wider."""
@@ -82,7 +99,7 @@ class Adapter:
         come in `dtype`, by default in float32 or wider.
         """
         a, b = (x.flatten(1).to(dtype or x.dtype) for x in self.pair(name))
-        left, right = (a.mT, b.mT) if self.transposed else (b, a)
+        left, right = (a.mT, b.mT) if self.is_transposed(name) else (b, a)
         return left * self.scale(name), right
 
     def update(
@@ -134,12 +151,17 @@ def open_adapter(source: str | Path | Mapping[str, Tensor]) -> Adapter:
 
 def _pairs(
     tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
-    """(A, B) by the name of the weight that they change, and what was left out."""
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str], frozenset[str]]:
+    """(A, B) by the name of the weight that they change, what was left out, and the tables."""
     found: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
+    embeddings: set[str] = set()
     for key in tensors:
         match = LORA_FACTOR.fullmatch(strip_prefixes(key))
+        if match is None:
+            match = EMBEDDING_FACTOR.fullmatch(strip_prefixes(key))
+            if match is not None:
+                embeddings.add(f"{match['module']}.weight")
         if "lora_magnitude_vector" in key:
             raise ValueError(
                 f"{key}: a DoRA adapter rescales whole rows, so its update leaves the spans of its "
@@ -159,7 +181,8 @@ def _pairs(
             "no lora_A and lora_B weights among the adapter's tensors: "
             f"{', '.join(list(tensors)[:3]) or 'none at all'}."
         )
-    return {name: _checked(name, halves) for name, halves in found.items()}, others
+    pairs = {name: _checked(name, halves) for name, halves in found.items()}
+    return pairs, others, frozenset(embeddings)
 
 
 def _checked(name: str, halves: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -45,8 +45,11 @@ def adapter_atlas(
     places: dict[str, Place] = {} if model is None else known_places(model)
     entries = []
     for name in opened:
+        if name in opened.embeddings:
+            skipped[name] = "it is a table of tokens"
+            continue
         a, b = opened.pair(name)
-        place = places.get(name) or _guess(name, a, opened.transposed)
+        place = places.get(name) or _guess(name, a, opened.is_transposed(name))
         m, n = b.shape[0], a[0].numel()
         if place.layout == "conv":
             shape = (m, *a.shape[1:])

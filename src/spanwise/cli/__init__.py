@@ -21,6 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "spanwise.cli.merge:main",
         "merge models of one base; reads mergekit's configurations too",
     ),
+    "export": (
+        "spanwise.cli.export:main",
+        "a difference as a LoRA, an adapter merged, a folder checked to load",
+    ),
     "demo": ("spanwise.cli.demo:main", "see it work: three minutes, no download"),
     "list": ("spanwise.cli.methods:list_methods", "the methods of this library, one line each"),
     "show": ("spanwise.cli.methods:show", "one method: claim, paper, entry points, result"),
@@ -36,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Teach": ("train",),
-    "Look and combine": ("atlas", "merge"),
+    "Look and combine": ("atlas", "merge", "export"),
     "House": ("demo", "list", "show", "cite", "reproduce", "report", "doctor"),
 }
 

@@ -1,0 +1,1 @@
+"""From merged weights to what other programs load: LoRA folders, checked folders, commands."""
