@@ -17,7 +17,8 @@ from spanwise.merging._merged import Merged
 from spanwise.merging._methods._method import Method
 from spanwise.merging._parallel import side_by_side
 from spanwise.merging._schedule import Depths, Schedule
-from spanwise.merging._sources import Inputs, Model, open_inputs
+from spanwise.merging._sources import Inputs, Model
+from spanwise.merging._tied import open_alike
 from spanwise.merging._unchanged import told, unchanged
 from spanwise.merging._warn import warn_caller
 from spanwise.merging.methods import METHODS
@@ -153,7 +154,7 @@ def prepare(
     for key, schedule in schedules.items():
         _check_finite(key, schedule)
     held = opened_stats(stats, list(named), chosen.kinds())
-    inputs = open_inputs(base, named)
+    inputs = open_alike(base, named)
     keeper = None
     if avoid is not None or within is not None:
         chosen.check_kept()
