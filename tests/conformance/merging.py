@@ -56,6 +56,7 @@ class MergeSuite:
     def test_its_class_is_in_the_registry(self):
         assert METHODS[self.method].__doc__
 
+    @pytest.mark.filterwarnings("ignore:.*equal the base")
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_copies_of_the_base_merge_into_the_base_bit_for_bit(self, dtype):
         base, _ = models(1, dtype=dtype)

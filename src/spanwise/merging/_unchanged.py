@@ -24,7 +24,9 @@ def unchanged(inputs: Inputs) -> list[str]:
 def told(labels: Sequence[str]) -> str:
     """A sentence about these models."""
     verb, pronoun = ("equals", "it adds") if len(labels) == 1 else ("equal", "they add")
-    return f"{' and '.join(labels)} {verb} the base: {pronoun} nothing"
+    *most, last = labels
+    names = f"{', '.join(most)} and {last}" if most else last
+    return f"{names} {verb} the base: {pronoun} nothing"
 
 
 def _adds_nothing(model: Source, base: Source) -> bool:
