@@ -223,14 +223,19 @@ def test_equal_models_and_options_out_of_range_are_refused(tmp_path):
         plan_lora(base, tuned, exclude=["weight"])
     with pytest.raises(TypeError, match="exclude must be a sequence"):
         plan_lora(base, tuned, exclude="weight")
-    with pytest.raises(ValueError, match="svd must be one of exact, randomized"):
-        plan_lora(base, tuned, svd="sloppy")
     with pytest.raises(ValueError, match="dtype must be one of"):
         plan_lora(base, tuned, dtype=torch.int8)
     large = {n: 1e12 * t if t.is_floating_point() else t for n, t in tuned.items()}
     with pytest.raises(ValueError, match=r"leaves the range of torch\.float16"):
         export_lora(base, large, tmp_path / "out", rank=2, dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.bad_input
+def test_another_decomposition_is_refused():
+    base, (tuned,) = models(1)
+    with pytest.raises(ValueError, match="svd must be one of exact, randomized"):
+        plan_lora(base, tuned, svd="sloppy")
 
 
 def test_what_is_there_is_not_replaced_unless_asked(tmp_path):

@@ -142,5 +142,9 @@ def test_a_rank_above_every_matrix_and_a_budget_below_one_direction_are_refused(
         Budget(budget_rank=7).check(dims, 4)
     with pytest.raises(ValueError, match="below the 13 that one direction"):
         Budget(parameters=12).check(dims, 4)
+
+
+@pytest.mark.bad_input
+def test_a_rank_is_a_whole_number():
     with pytest.raises(TypeError, match="rank must be a whole number"):
         Budget(rank=2.5)
