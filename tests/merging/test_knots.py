@@ -6,7 +6,7 @@ import torch
 from conformance.merging import MergeSuite, models, same_bits
 from spanwise.lora import Adapter
 from spanwise.merging import merge
-from spanwise.merging._methods import knots as module
+from spanwise.merging._methods import _shared as module
 
 F64 = torch.float64
 
@@ -115,9 +115,49 @@ def test_dare_keeps_the_mean_over_draws():
 def test_a_basis_from_gram_matrices_is_that_of_the_svd(monkeypatch):
     base, tuned = layers()
     there = merge(base, tuned, "knots", work_dtype=F64).delta
-    monkeypatch.setattr(module, "_from_gram", lambda work: None)
+    monkeypatch.setattr(module, "_leading", lambda gram, work: None)
     back = merge(base, tuned, "knots", work_dtype=F64).delta
     assert all(far(there[n], back[n]) < 1e-10 for n in base)
+
+
+def counted(monkeypatch):
+    """Names of the matrices that are decomposed, as often as they are."""
+    seen, decompose = [], module.decompose
+
+    def noted(work):
+        seen.append(work.name)
+        return decompose(work)
+
+    monkeypatch.setattr(module, "decompose", noted)
+    return seen
+
+
+def test_every_matrix_is_decomposed_once(monkeypatch):
+    base, tuned = layers()
+    seen = counted(monkeypatch)
+    merge(base, tuned, "knots")
+    assert sorted(seen) == sorted(base)
+    seen.clear()
+    merge(base, tuned, "knots", inner="mean")
+    assert seen == []
+
+
+def test_what_memory_cannot_hold_is_decomposed_anew_with_the_same_bits(monkeypatch):
+    base, tuned = layers()
+    there = merge(base, tuned, "knots")
+    seen = counted(monkeypatch)
+    monkeypatch.setattr(module, "HELD", 100)
+    back = merge(base, tuned, "knots")
+    assert len(seen) > len(base)
+    assert all(same_bits(there[n], back[n]) for n in base)
+
+
+def test_a_tall_matrix_is_lifted_some_rows_at_a_time(monkeypatch):
+    base, tuned = layers()
+    there = merge(base, tuned, "knots", work_dtype=F64)
+    monkeypatch.setattr("spanwise.merging._work.BLOCK", 20)
+    back = merge(base, tuned, "knots", work_dtype=F64)
+    assert all(far(there[n], back[n]) < 1e-13 for n in base)
 
 
 def test_directions_are_told_from_rounding_at_any_scale_of_the_updates():
