@@ -12,6 +12,9 @@ from spanwise.merging._schedule import layer_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEAST = 5.0
+"""Percentage points at the ends of the colours, at least."""
+
 
 def draw(diagnosis: Diagnosis, path: str | Path) -> list[Path]:
     """Draw both panels.
@@ -37,7 +40,12 @@ def draw_pairs(ax: "Axes", diagnosis: Diagnosis, labels: Sequence[str]) -> None:
     for i, j in itertools.combinations(range(len(labels)), 2):
         row = diagnosis.pair(labels[i], labels[j])
         cells[i][j] = cells[j][i] = 100 * (row.shared_energy - row.random)
-    plots.heatmap(ax, cells, labels, labels, center=0.0, form="{:.1f}", label="percentage points")
+    # Differences of a point or less must not look like more.
+    reach = max(LEAST, *(abs(cell) for row in cells for cell in row if cell == cell))
+    plots.heatmap(
+        ax, cells, labels, labels, center=0.0, limits=(-reach, reach), form="{:.1f}",
+        label="percentage points",
+    )  # fmt: skip
     ax.set_title("shared energy beyond chance")
 
 
@@ -58,7 +66,8 @@ def draw_ranks(ax: "Axes", diagnosis: Diagnosis, labels: Sequence[str]) -> None:
     ax.plot(places, total, color="black", linewidth=2.4, label="sum of all")
     every = max(1, len(names) // 8)
     ax.set_xticks(places[::every], names[::every])
-    ax.set(xlabel="layer", ylabel="effective rank", ylim=(0, None))
+    top = max(itertools.chain(total, *curves.values()), default=0.0)
+    ax.set(xlabel="layer", ylabel="effective rank", ylim=(0, 1.08 * top or 1.0))
     ax.set_title("directions that count")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
 
