@@ -211,10 +211,7 @@ def _tell(plan: "LoraPlan", terminal: Terminal) -> None:
     )
     alike = plan.uniform
     if alike is not None and plan.budget.rank is None:
-        terminal.say(
-            f"uniform rank {alike[0]}, the largest that is no larger, would hold "
-            f"{_percent(alike[1])}"
-        )
+        terminal.say(f"uniform rank {alike[0]}, of as many bytes, would hold {_percent(alike[1])}")
 
 
 def _show(commands: "Sequence[Command]", terminal: Terminal) -> None:

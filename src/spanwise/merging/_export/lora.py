@@ -1,5 +1,6 @@
 """The difference of two models as a LoRA: what it would hold, before it is written."""
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from spanwise.merging._export.difference import (
     open_difference,
 )
 from spanwise.merging._export.peft import whole_tensors
-from spanwise.merging._export.ranks import DEFAULT_RANK, Budget, kept, uniform_ranks
+from spanwise.merging._export.ranks import Budget, kept, uniform_ranks
 from spanwise.merging._export.targets import Target
 from spanwise.merging._export.write import WrittenLora, write_lora
 from spanwise.merging._sources import Model
@@ -136,31 +137,32 @@ class LoraPlan:
 
     @property
     def uniform(self) -> tuple[int, float] | None:
-        """The largest rank that everywhere takes no more, and the share of energy it would hold.
+        """The rank that everywhere takes as much, and the share of energy it would hold.
 
-        None where not even rank 1 everywhere takes as little.
+        That of `budget_rank`; else the largest that takes no more, None where not even 1 does.
         """
         spectra = [m.spectrum for m in self.matrices]
-        best = 0
-        low, high = 1, max(map(len, spectra))
-        while low <= high:
-            middle = (low + high) // 2
-            alike = uniform_ranks(spectra, middle)
-            size = sum(m.target.cost * r for m, r in zip(self.matrices, alike, strict=True))
-            if size <= self.parameters:
-                best, low = middle, middle + 1
-            else:
-                high = middle - 1
-        if not best:
+
+        def size(rank: int) -> int:
+            alike = uniform_ranks(spectra, rank)
+            return sum(m.target.cost * r for m, r in zip(self.matrices, alike, strict=True))
+
+        rank = self.budget.shared_rank
+        if rank is None:
+            widest = max(map(len, spectra))
+            rank = bisect.bisect_right(range(1, widest + 1), self.parameters, key=size)
+        if not rank:
             return None
         whole = sum(found.energy for found in self.left.values() if found.saved)
-        return best, min(1.0, (kept(spectra, uniform_ranks(spectra, best)) + whole) / self.total)
+        return rank, min(1.0, (kept(spectra, uniform_ranks(spectra, rank)) + whole) / self.total)
 
     def record(self) -> dict[str, Any]:
         """How it is made and what it leaves out, as JSON."""
         return {
-            "budget": {k: v for k, v in vars(self.budget).items() if v is not None}
-            or {"budget_rank": DEFAULT_RANK},
+            "budget": {
+                **{k: v for k, v in vars(self.budget).items() if v is not None},
+                **({"budget_rank": shared} if (shared := self.budget.shared_rank) else {}),
+            },
             "energy": self.energy,
             "parameters": self.parameters,
             "bytes": self.nbytes,

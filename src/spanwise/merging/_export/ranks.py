@@ -93,8 +93,9 @@ class Budget:
             return min(r for r in (self.rank, self.max_rank) if r is not None)
         if self.energy is not None:
             return 256
-        if self._given is None:
-            return 8 * (self.budget_rank or DEFAULT_RANK)
+        if self.shared_rank is not None:
+            return 8 * self.shared_rank
+        assert self._given is not None
         return 8 * math.ceil(self._given(itemsize) / sum(m + n for m, n in dims))
 
     def choose(
@@ -115,10 +116,19 @@ class Budget:
             return ranks_for_energy(held, costs, self.energy * total)
         if self._given is not None:
             return greedy_ranks(held, costs, self._given(itemsize))
-        alike = uniform_ranks(energies, self.budget_rank or DEFAULT_RANK)
+        assert self.shared_rank is not None
+        alike = uniform_ranks(energies, self.shared_rank)
         return greedy_ranks(
             held, costs, sum(cost * rank for cost, rank in zip(costs, alike, strict=True))
         )
+
+    @property
+    def shared_rank(self) -> int | None:
+        """The rank whose bytes are shared out; None for other budgets."""
+        others = ("rank", "parameters", "megabytes", "energy")
+        if any(getattr(self, name) is not None for name in others):
+            return None
+        return DEFAULT_RANK if self.budget_rank is None else self.budget_rank
 
     @property
     def _given(self) -> Callable[[int], int] | None:
