@@ -129,6 +129,27 @@ def test_sums_are_those_of_a_loop_over_single_examples(others, reduction):
         assert close(stats[name]["diag_fisher"], expected["diag_fisher"][name] / examples)
 
 
+def test_the_block_fisher_of_a_vector_is_that_of_its_whole_gradient():
+    net, batch = model(), tokens(5, 4)
+    stats = collect_stats(net, [batch], ("block_fisher",))
+    assert set(stats) == {"up.bias", "norm.weight", "norm.bias", "head.bias"}
+    expected = 0
+    for k in range(5):
+        logits = net(batch["input_ids"][k : k + 1])
+        loss = functional.cross_entropy(logits.reshape(-1, 5), batch["labels"][k])
+        g = torch.autograd.grad(loss, net.norm.weight)[0]
+        expected = expected + torch.outer(g, g)
+    held = stats["norm.weight"]
+    assert held.entry.counts == {"block_fisher": 5}
+    assert close(held["block_fisher"], expected / 5)
+    both = collect_stats(net, [batch], ("block_fisher", "diag_fisher"))
+    for name in stats:
+        diagonal = both[name]["block_fisher"].diagonal()
+        assert close(diagonal, both[name]["diag_fisher"].flatten())
+    with pytest.raises(ValueError, match="one example at a time: leave others on"):
+        collect_stats(net, [batch], ("block_fisher", "diag_fisher"), others=False)
+
+
 def test_the_fisher_of_a_sequence_squares_whole_gradients_not_tokens():
     net, batch = model(), tokens(5, 4)
     held = collect_stats(net, [batch], ("diag_fisher",), others=False)["up.weight"]["diag_fisher"]

@@ -257,6 +257,26 @@ def test_preconditioning_keeps_the_limit_and_changes_the_iterates(objective, pre
     assert not torch.allclose(one[DOWN], two[DOWN], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5)])
+def test_vectors_are_merged_by_the_whole_fisher_matrix_of_their_entries(shape):
+    base = {"ia3": draw(5).reshape(shape)}
+    tuned = [{"ia3": base["ia3"] + draw(5, seed=t).reshape(shape)} for t in (1, 2, 3)]
+    blocks = [gram(5, seed) for seed in (4, 5, 6)]
+    stats = [Stats.from_means({"ia3": {"block_fisher": f}}) for f in blocks]
+    right = sum(f @ t["ia3"].flatten() for f, t in zip(blocks, tuned, strict=True))
+    expected = torch.linalg.solve(sum(blocks), right).reshape(shape)
+    for solver, init in (("closed", "average"), ("cg", "zeros"), ("cg", "pretrained")):
+        options = {"solver": solver, "init": init, "iterations": 50, "rtol": 1e-14}
+        merged = run(base, tuned, stats, "block_fisher", **options)["ia3"]
+        assert torch.allclose(merged, expected, atol=1e-9, rtol=0)
+    few = run(base, tuned, stats, "block_fisher", init="zeros", iterations=2)["ia3"]
+    start = torch.zeros(5, dtype=F64)
+    assert torch.allclose(few.flatten(), naive_cg(sum(blocks), right, start, 2), atol=1e-10)
+    wrong = Stats.from_means({"ia3": {"block_fisher": gram(4, 1)}})
+    with pytest.raises(ValueError, match=r"block_fisher of 'ia3' is for 4"):
+        run(base, tuned, [wrong, *stats[1:]], "block_fisher")
+
+
 def test_one_step_length_serves_all_columns():
     base, tuned, stats = case()
     merged = run(base, tuned, stats, "regmean", iterations=2, rtol=0)[UP]

@@ -10,9 +10,10 @@ from torch import nn
 from spanwise.atlas._moments import MAX_DIM, moment_bytes
 from spanwise.atlas._select import wanted
 from spanwise.layouts import Layout, LinearMap, linear_maps, strip_prefixes
-from spanwise.merging._stats import DIAG_FISHER, GRADIENT_GRAM, GRAM
+from spanwise.merging._stats import BLOCK_FISHER, DIAG_FISHER, GRADIENT_GRAM, GRAM
 
 COLLECTED = ("gram", "kfac", "diag_fisher")
+KNOWN = (*COLLECTED, BLOCK_FISHER)
 STORED = 4
 """Bytes of a number in a file."""
 
@@ -46,9 +47,15 @@ class Chosen:
         Raises:
             ValueError: If a kind is unknown, weights are quantised, or nothing is left.
         """
-        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(COLLECTED):
-            raise ValueError(f"kinds must be some of {', '.join(COLLECTED)}, got {kinds!r}.")
+        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KNOWN):
+            raise ValueError(f"kinds must be some of {', '.join(KNOWN)}, got {kinds!r}.")
+        if {BLOCK_FISHER, DIAG_FISHER} <= set(kinds) and not others:
+            raise ValueError(
+                "block_fisher looks at one example at a time: leave others on, or diag_fisher out."
+            )
         tensors = _tensors(model, modules, exclude)
+        if set(kinds) == {BLOCK_FISHER}:
+            tensors = {name: p for name, p in tensors.items() if is_vector(p.shape)}
         maps: list[LinearMap] = []
         skipped: dict[str, str] = {}
         for found in linear_maps(model):
@@ -62,7 +69,7 @@ class Chosen:
                 maps.append(found)
                 if "kfac" in kinds and not _has_gradient_gram(found):
                     skipped[f"{found.name}::{GRADIENT_GRAM}"] = "vocabulary by vocabulary"
-        singly = DIAG_FISHER in kinds and others
+        singly = BLOCK_FISHER in kinds or (DIAG_FISHER in kinds and others)
         if not maps and not (singly and tensors):
             raise ValueError(
                 f"no linear map is left with modules = {modules}, exclude = {tuple(exclude)}: "
@@ -87,7 +94,7 @@ class Chosen:
     @property
     def needs_loss(self) -> bool:
         """Whether there is a backward pass."""
-        return self.diagonal or "kfac" in self.kinds
+        return bool({"kfac", DIAG_FISHER, BLOCK_FISHER} & self.kinds)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -127,6 +134,9 @@ class Chosen:
         if self.diagonal:
             numbers = sum(math.prod(self.tensors[name].shape) for name in self.units[unit])
             found[DIAG_FISHER] = numbers * STORED
+        if self.has_block(unit):
+            n = self.tensors[unit].numel()
+            found[BLOCK_FISHER] = n * (n + 1) // 2 * STORED
         return found
 
     def held(self, unit: str) -> int:
@@ -134,7 +144,12 @@ class Chosen:
         # A backward pass keeps activations, and with them their products, until it is done.
         waiting = 2 if self.needs_loss else 1
         sums = sum(int((waiting + 0.5) * moment_bytes(n)) for _, n in self._sides(unit))
-        return sums + 2 * self.stored(unit).get(DIAG_FISHER, 0)
+        block = 2 * moment_bytes(self.tensors[unit].numel()) if self.has_block(unit) else 0
+        return sums + block + 2 * self.stored(unit).get(DIAG_FISHER, 0)
+
+    def has_block(self, name: str) -> bool:
+        """Whether outer products of a tensor's gradients are summed: of vectors only."""
+        return BLOCK_FISHER in self.kinds and is_vector(self.tensors[name].shape)
 
     def _sides(self, unit: str) -> list[tuple[str, int]]:
         """(Kind, width) of every Gram matrix of a unit."""
@@ -147,6 +162,12 @@ class Chosen:
     @cached_property
     def _by_name(self) -> dict[str, LinearMap]:
         return {m.name: m for m in self.maps}
+
+
+def is_vector(shape: Sequence[int]) -> bool:
+    """Whether all numbers lie along one axis, and are few enough for a matrix of their pairs."""
+    count = math.prod(shape)
+    return 0 < count <= MAX_DIM and count == max(shape, default=0)
 
 
 def _has_gradient_gram(found: LinearMap) -> bool:

@@ -44,7 +44,8 @@ def collect_stats(
             encoder-decoder, nor do labels of -100.
         kinds: `"gram"`: mean x x^T over tokens, x what enters a map. `"kfac"`: that and mean
             g g^T, g the gradient of an example's loss at the map's output. `"diag_fisher"`: mean
-            squared gradient over examples.
+            squared gradient over examples. `"block_fisher"`: of vectors (norms, biases, IA3's)
+            mean g g^T of the gradient itself over examples, one at a time.
         fisher: Labels of the data (`"empirical"`), or drawn from the model's own distribution at
             each labelled position (`"true"`).
         loss_reduction: Over an example's labelled tokens; never over the batch.

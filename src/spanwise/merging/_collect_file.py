@@ -16,7 +16,7 @@ from spanwise.io import check_place, write_json
 from spanwise.merging._chosen import COLLECTED, Chosen
 from spanwise.merging._collect import Reading
 from spanwise.merging._collector import check_told
-from spanwise.merging._stats import Stats
+from spanwise.merging._stats import DIAG_FISHER, Stats
 
 SUMS = 2.0**32
 """Bytes that the sums of one pass may take, unless another ceiling is given."""
@@ -175,7 +175,7 @@ def _planned(chosen: Chosen, memory: float) -> StatsPlan:
     for unit in chosen.units:
         for kind, size in chosen.stored(unit).items():
             file[kind] = file.get(kind, 0) + size
-            names = len(chosen.units[unit]) if kind == "diag_fisher" else 1
+            names = len(chosen.units[unit]) if kind == DIAG_FISHER else 1
             tensors[kind] = tensors.get(kind, 0) + names
         size = chosen.held(unit)
         if not passes or (sizes[-1] and sizes[-1] + size > memory):

@@ -14,6 +14,7 @@ from spanwise.layouts import LinearMap, matrix_view
 from spanwise.merging._chosen import Chosen
 from spanwise.merging._examples import Batch, Losses, Tokens
 from spanwise.merging._stats import (
+    BLOCK_FISHER,
     DIAG_FISHER,
     GRADIENT_GRAM,
     GRAM,
@@ -39,6 +40,7 @@ class Collector:
         self.examples = 0
         self._reads, self._outputs = Reads(), dict[str, Moments]()
         self._squares: dict[str, Tensor] = {}
+        self._blocks: dict[str, Moments] = {}
         self._tokens = Tokens()
         self._calls: list[tuple[LinearMap, Tensor, Tensor]] = []
 
@@ -78,8 +80,11 @@ class Collector:
         for name, gradient in zip(tensors, gradients[count:], strict=True):
             if gradient is None:
                 self.skipped.setdefault(name, "the loss does not depend on it")
-            else:
+                continue
+            if chosen.diagonal:
                 self._square(name, gradient)
+            if chosen.has_block(name):
+                self._outer(name, gradient)
 
     def result(self, options: Mapping[str, str]) -> Stats:
         """The sums as a value.
@@ -105,6 +110,9 @@ class Collector:
         for name, total in self._squares.items():
             sums[f"{name}::{DIAG_FISHER}"] = total
             counts.setdefault(name, {})[DIAG_FISHER] = self.examples
+        for name, moments in self._blocks.items():
+            sums[f"{name}::{BLOCK_FISHER}"] = packed(moments.total)
+            counts.setdefault(name, {})[BLOCK_FISHER] = self.examples
         for key, total in sums.items():
             if not bool(torch.isfinite(total).all()):
                 raise ValueError(
@@ -181,13 +189,18 @@ class Collector:
         gradient = gradient.to(self._squares[name].device)
         self._squares[name].addcmul_(gradient, gradient)
 
+    def _outer(self, name: str, gradient: Tensor) -> None:
+        if name not in self._blocks:
+            self._blocks[name] = Moments.zeros(gradient.numel(), like=gradient, device=self.device)
+        self._blocks[name].add_rows(gradient.reshape(1, -1))
+
 
 def check_told(stats: Stats) -> None:
     """Raise `ValueError` if statistics say nothing: none there, or all gradients zero."""
     if not len(stats):
         why = "; ".join(f"{name}: {reason}" for name, reason in stats.skipped.items())
         raise ValueError(f"nothing could be collected. {why}.")
-    for kind in (GRADIENT_GRAM, DIAG_FISHER):
+    for kind in (GRADIENT_GRAM, DIAG_FISHER, BLOCK_FISHER):
         held = [name for name, entry in stats.entries.items() if kind in entry.counts]
         if held and not any(bool(stats.total(name, kind).any()) for name in held):
             raise ValueError(

@@ -2,8 +2,9 @@
 
 A file holds, for tensors by name, `{name}::gram` (sum of x x^T over tokens, x the map's input),
 `{name}::gradient_gram` (sum of g g^T, g the gradient at its output), both as packed upper
-triangles, and `{name}::diag_fisher` (sum over examples of squared gradients, in the tensor's own
-shape). Counts and layouts are in the metadata. Files of the same model add up.
+triangles, `{name}::diag_fisher` (sum over examples of squared gradients, in the tensor's own
+shape), and for vectors `{name}::block_fisher` (sum of outer products, a triangle). Counts and
+layouts are in the metadata. Files of the same model add up.
 """
 
 import hashlib
@@ -23,8 +24,9 @@ from spanwise.layouts import Layout, side_dim
 from spanwise.merging._sums import Added, Stored
 
 FORMAT, VERSION = "spanwise-merge-stats", 1
-GRAM, GRADIENT_GRAM, DIAG_FISHER = "gram", "gradient_gram", "diag_fisher"
-KINDS = (GRAM, GRADIENT_GRAM, DIAG_FISHER)
+GRAM, GRADIENT_GRAM = "gram", "gradient_gram"
+DIAG_FISHER, BLOCK_FISHER = "diag_fisher", "block_fisher"
+KINDS = (GRAM, GRADIENT_GRAM, DIAG_FISHER, BLOCK_FISHER)
 
 ASYMMETRY = 1e-4
 """Largest difference from its transpose, relative to the largest entry, of a given matrix."""
@@ -36,7 +38,7 @@ class Entry:
 
     layout: Layout
     counts: Mapping[str, int]
-    """Kind -> tokens (for the Gram matrices) or examples (for the Fisher diagonal)."""
+    """Kind -> tokens (for the Gram matrices) or examples (for the Fisher matrices)."""
     mark: str | None = None
     """A few digits of the tensor's first row, which tell models apart; None for adapters."""
 
@@ -86,6 +88,8 @@ class TensorStats(Mapping[str, Tensor]):
             held = self._sums.shape(f"{self.name}::{kind}")
             if kind == DIAG_FISHER:
                 found, wanted = held, tuple(shape)
+            elif kind == BLOCK_FISHER:
+                found, wanted = width(held[0]), math.prod(shape)
             else:
                 side = "input" if kind == GRAM else "output"
                 found, wanted = width(held[0]), side_dim(shape, self.layout, side)
@@ -142,7 +146,8 @@ class Stats(Mapping[str, TensorStats]):
 
         Args:
             means: Tensor name -> `{"gram": (n, n), "gradient_gram": (m, m), "diag_fisher":
-                the tensor's shape}`, any of them, m outputs and n inputs.
+                the tensor's shape, "block_fisher": (d, d)}`, any of them, m outputs and n inputs,
+                d numbers of a vector.
             count: What the means were taken over.
             layouts: How tensors are stored where it is not `(m, n)`; `"transposed"` for Conv1D.
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from typing_extensions import override
 from spanwise.linalg.krylov import kronecker_sum
 from spanwise.linalg.psd import NEGATIVE, psd_eigh, psd_solve
 from spanwise.merging._methods._quadratic import shrunk
-from spanwise.merging._stats import DIAG_FISHER, GRADIENT_GRAM, GRAM, TensorStats
+from spanwise.merging._stats import (
+    BLOCK_FISHER,
+    DIAG_FISHER,
+    GRADIENT_GRAM,
+    GRAM,
+    TensorStats,
+)  # fmt: skip
 from spanwise.merging._work import Work
 
 EIGH = 20
@@ -125,11 +132,12 @@ class Diagonal(System):
 class Inputs(System):
     """`A_t X = C_t X`: RegMean. Only the sum of the C_t is held."""
 
+    kind: ClassVar[str] = GRAM
     total: Tensor | None = None
 
     @override
     def add(self, weight: float, held: TensorStats | None, x: Tensor) -> Tensor:
-        own = self._gram(held, GRAM, weight)
+        own = self._gram(held, self.kind, weight)
         self.total = own if self.total is None else self.total.add_(own)
         return own @ x
 
@@ -162,6 +170,12 @@ class Inputs(System):
     def _sum(self) -> Tensor:
         assert self.total is not None
         return self.total
+
+
+class Block(Inputs):
+    """`A_t v = F_t v` for a vector, with the whole Fisher matrix of its entries."""
+
+    kind: ClassVar[str] = BLOCK_FISHER
 
 
 class Kronecker(System):
@@ -225,6 +239,7 @@ SYSTEMS: dict[str, type[System]] = {
     "diag_fisher": Diagonal,
     "regmean": Inputs,
     "kfac": Kronecker,
+    "block_fisher": Block,
 }
 """The system of each objective."""
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from spanwise.io import open_tensors
 from spanwise.layouts import matrix_view
 from spanwise.linalg.krylov import conjugate_gradient
+from spanwise.merging._chosen import is_vector
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods._quadratic import (
     Differences,
@@ -23,10 +24,16 @@ from spanwise.merging._methods._quadratic import (
     task_weights,
 )
 from spanwise.merging._methods._systems import SYSTEMS, System
-from spanwise.merging._stats import DIAG_FISHER, GRADIENT_GRAM, GRAM, TensorStats
+from spanwise.merging._stats import (
+    BLOCK_FISHER,
+    DIAG_FISHER,
+    GRADIENT_GRAM,
+    GRAM,
+    TensorStats,
+)  # fmt: skip
 from spanwise.merging._work import Work
 
-Objective = Literal["identity", "diag_fisher", "regmean", "kfac"]
+Objective = Literal["identity", "diag_fisher", "regmean", "kfac", "block_fisher"]
 Solver = Literal["auto", "cg", "closed"]
 Precond = Literal["jacobi", "kronecker"]
 _KINDS: dict[str, tuple[str, ...]] = {
@@ -34,6 +41,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "diag_fisher": (DIAG_FISHER,),
     "regmean": (GRAM,),
     "kfac": (GRAM, GRADIENT_GRAM),
+    "block_fisher": (BLOCK_FISHER,),
 }
 STARTS = ("average", "zeros", "pretrained", "task_arithmetic")
 
@@ -49,8 +57,9 @@ class Mats(Method):
 
     Args:
         objective: A_t: `identity` (the average), `diag_fisher` (mean squared gradients),
-            `regmean` (C_t, mean x x^T of inputs), or `kfac` (C_t on the inputs' side and B_t, mean
-            g g^T of gradients, on the outputs').
+            `regmean` (C_t, mean x x^T of inputs), `kfac` (C_t on the inputs' side and B_t, mean
+            g g^T of gradients, on the outputs'), or `block_fisher` (mean g g^T of a vector's own
+            gradient; for IA3, whose every tensor is a vector).
         init: Where it begins: `average`, `zeros`, `pretrained` (the base), `task_arithmetic`, or
             another merged model, as a mapping, a file or a folder.
         init_alpha: The scale of `task_arithmetic`, base + init_alpha sum_t D_t.
@@ -138,6 +147,8 @@ class Mats(Method):
 
     @override
     def copies(self, work: Work) -> float:
+        if self.objective == "block_fisher" and is_vector(work.shape):
+            return 8.0 + 3.0 * max(work.shape)
         if len(work.shape) != 2 or self.objective not in ("regmean", "kfac"):
             return 8.0
         n, m = work.shape
@@ -156,6 +167,8 @@ class Mats(Method):
 
         def seen(tensor: Tensor) -> Tensor:
             """(n inputs, m outputs), which Gram matrices act on from the left; else as it is."""
+            if self.objective == "block_fisher":
+                return tensor.reshape(-1, 1)
             if layout is None:
                 return torch.atleast_1d(tensor)
             return matrix_view(tensor, layout).mT.contiguous()
