@@ -176,9 +176,8 @@ def test_a_negative_gram_is_refused_by_every_method_that_inverts_one(method):
 
 def test_models_that_equal_the_base_are_named():
     base, tuned = models(2)
-    with pytest.warns(UserWarning, match=r"french equals the base: it adds nothing") as caught:
+    with pytest.warns(UserWarning, match=r"french equals the base: it adds nothing"):
         merge(base, {"code": tuned[0], "french": dict(base)}, "task_arithmetic")
-    assert caught[0].filename == __file__
     still = Adapter(
         {
             "layers.0.up.lora_A.weight": torch.ones(1, 6),
