@@ -115,6 +115,23 @@ def test_what_an_adapter_holds_beside_factors_is_noted_as_left_out(zoo, tmp_path
     assert torch.equal(tensors(tmp_path / "out")[HEAD], tensors(zoo / "base")[HEAD])
 
 
+@pytest.mark.parametrize(
+    ("said", "noted"), [("owner/Other-7B", True), ("owner/BASE", False), (None, False)]
+)
+def test_an_adapter_of_another_base_is_noted(zoo, tmp_path, said, noted):
+    prefix = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {
+        f"{prefix}.lora_A.weight": torch.ones(1, 16),
+        f"{prefix}.lora_B.weight": torch.ones(24, 1),
+    }
+    save_tensors(tmp_path / "lora" / "adapter_model.safetensors", factors)
+    held = {"peft_type": "LORA", "r": 1, "base_model_name_or_path": said}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(held))
+    plan = plan_folders(zoo / "base", [tmp_path / "lora"], "task_arithmetic")
+    told = [note for note in plan.notes if "says that it was trained on owner/Other-7B" in note]
+    assert len(told) == noted == len(plan.notes)
+
+
 def test_models_that_equal_the_base_are_noted(zoo):
     plan = plan_folders(zoo / "base", [zoo / "a", zoo / "base"], "task_arithmetic")
     assert "model 2 equals the base: it adds nothing" in plan.notes

@@ -140,6 +140,14 @@ class Shelf:
             path, lora = Path(), path
         if lora is not None and lora not in self._adapters:
             adapter = self._adapters[lora] = open_adapter(lora)
+            root = ref if ref.lora is not None else self._base
+            said = str(adapter.config.get("base_model_name_or_path") or "")
+            # Folders are renamed and copied: the last part of a name is all that can tell.
+            if root is not None and Path(said).name.lower() not in ("", _last(root.path)):
+                self.notes.append(
+                    f"{_short(lora)} says that it was trained on {said}, "
+                    f"and is added to {root.path}"
+                )
             if adapter.others:
                 name, reason = next(iter(adapter.others.items()))
                 self.notes.append(
@@ -189,6 +197,10 @@ class Shelf:
         self.notes += [*self.vocabulary.notes, *notes]
         for held, reader in zip(self._held.values(), readers, strict=True):
             held.source = Source(held.source.label, reader, {}, held.source.place)
+
+
+def _last(name: str) -> str:
+    return Path(name).expanduser().name.lower()
 
 
 def _short(path: Path) -> str:
