@@ -1,15 +1,21 @@
 """Merging eight fine-tunes of a 135M model: processor time, wall time and peak memory, whole runs.
 
-    python benchmarks/merging.py [--folder DIR] [--mergekit PYTHON] [--iso CHECKOUT] [--size 500m]
+    python benchmarks/merging.py [--folder DIR] [--mergekit PYTHON] [--iso CHECKOUT]
+    python benchmarks/merging.py --growth
 
 writes results/benchmarks/merging.json. Each case is a process of its own, start-up included, on one
 thread: ours, mergekit's (`--mergekit` names a Python that has it), and the authors' Iso-C code
 (`--iso`, a checkout of danielm1405/iso-merging). `copy` reads and writes the bytes that any merge
 must. The models are random, in bfloat16, of SmolLM2-135M's shapes; about 2.5 GB of disk.
+
+`--only ties copy` runs the cases whose name holds one of these, and writes no file. `--growth`
+measures ours for two, four and eight models of 135M and of 500M (9 GB of disk), writes
+results/benchmarks/merging-growth.json, and computes from it what eight models of 70B would need.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,20 +28,26 @@ import torch
 from _timing import environment, write_results
 
 from spanwise.io import ShardedWriter
+from spanwise.io._reader import MappingReader
+from spanwise.merging._merge import prepare
 
 SIZES = ("layers", "width", "hidden", "kv", "vocabulary", "heads")
 SHAPES = {
     "135m": dict(zip(SIZES, (30, 576, 1536, 192, 49152, 9), strict=True)),
     "500m": dict(zip(SIZES, (24, 896, 4864, 128, 151936, 14), strict=True)),
+    "70b": dict(zip(SIZES, (80, 8192, 28672, 1024, 128256, 64), strict=True)),
     "tiny": dict(zip(SIZES, (2, 64, 128, 32, 512, 2), strict=True)),
 }
+UNTIED = ("70b",)
+GROWTH = {"task_arithmetic": {}, "ties": {"density": 0.2}, "iso_c": {}}
 
 OURS = """
 import sys
 from spanwise.merging._folder import merge_to_folder
 from spanwise.merging._merge import prepare
 root, method, count, out = sys.argv[1:5]
-job = prepare(f"{root}/base", [f"{root}/model{i}" for i in range(int(count))], method, **OPTIONS)
+base = None if method == "linear" else f"{root}/base"  # as in mergekit's configuration
+job = prepare(base, [f"{root}/model{i}" for i in range(int(count))], method, **OPTIONS)
 merge_to_folder(job, out, overwrite=True)
 """
 
@@ -100,12 +112,14 @@ with open("/proc/self/status") as status, open(sys.argv[4] + ".peak", "w") as fi
 """
 
 
-def tensors(shape: dict, dtype: torch.dtype = torch.bfloat16) -> dict[str, tuple[int, ...]]:
+def tensors(shape: dict, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
     width, hidden, kv = shape["width"], shape["hidden"], shape["kv"]
     found = {
         "model.embed_tokens.weight": (shape["vocabulary"], width),
         "model.norm.weight": (width,),
     }
+    if not tied:
+        found["lm_head.weight"] = (shape["vocabulary"], width)
     for i in range(shape["layers"]):
         layer = f"model.layers.{i}"
         found |= {
@@ -124,6 +138,11 @@ def tensors(shape: dict, dtype: torch.dtype = torch.bfloat16) -> dict[str, tuple
 
 def make_models(root: Path, shape: dict, count: int) -> int:
     """A base and its fine-tunes, written once; the bytes of one."""
+    root.mkdir(parents=True, exist_ok=True)
+    needed = (count + 3) * 2 * sum(math.prod(dims) for dims in tensors(shape).values())
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        sys.exit(f"{root} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free.")
     names = ["base", *(f"model{i}" for i in range(count))]
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
@@ -175,29 +194,115 @@ def measure(python: str, code: str, root: Path, method: str, count: int) -> dict
     }
 
 
+def measured(case: tuple[str, str, str, str], root: Path, count: int, rounds: int) -> dict:
+    """The cheapest of several runs, and the largest peak."""
+    label, method, python, code = case
+    runs = [measure(python, code, root, method, count) for _ in range(rounds)]
+    best = min(runs, key=lambda run: run["cpu_seconds"])
+    row = {"case": label, **best, "peak_mb": max(run["peak_mb"] for run in runs)}
+    print(row, flush=True)
+    return row
+
+
+def our_case(name: str, options: dict) -> tuple[str, str, str, str]:
+    code = OURS.replace("OPTIONS", repr(options))
+    return f"spanwise {name}", name.partition(" ")[0], sys.executable, code
+
+
+def flops(shape: dict, *, tied: bool) -> float:
+    """Of Iso-C: a Gram matrix, its eigenvectors, and a product, for each matrix."""
+    sides = [sorted(dims) for dims in tensors(shape, tied=tied).values() if len(dims) == 2]
+    return float(sum(4 * m * n**2 + 9 * n**3 for n, m in sides))
+
+
+def working_memory(method: str, options: dict, size: str, count: int) -> int:
+    """Bytes of the largest tensor in work, as a merge of `count` models plans them."""
+    shapes = tensors(SHAPES[size], tied=size not in UNTIED)
+    model = MappingReader(
+        {n: torch.empty(s, dtype=torch.bfloat16, device="meta") for n, s in shapes.items()}
+    )
+    job = prepare(model, [model] * count, method, **options)
+    return max(map(job.bytes_of, shapes))
+
+
+def parameters(size: str) -> int:
+    shapes = tensors(SHAPES[size], tied=size not in UNTIED)
+    return sum(math.prod(dims) for dims in shapes.values())
+
+
+def growth(folder: Path, rounds: int) -> dict:
+    """Ours by number of models and by size, and what follows for eight models of 70B."""
+    rows = []
+    for size in ("135m", "500m"):
+        root = folder / size
+        make_models(root, SHAPES[size], 8)
+        cases = [("copy", "", sys.executable, COPY), *(our_case(*c) for c in GROWTH.items())]
+        for count in (2, 4, 8):
+            for case in cases:
+                row = measured(case, root, count, rounds)
+                rows.append({"size": size, "models": count, **row})
+    return {"rows": rows, "eight_70b": {name: projection(rows, name) for name in GROWTH}}
+
+
+def projection(rows: list[dict], method: str) -> dict:
+    """What eight models of 70B need: CPU-hours and peak memory, from the parts of 500M runs.
+
+    Going through the models costs so many seconds for each parameter of each model; what Iso-C
+    takes more than task arithmetic is floating-point work.
+    """
+    held = {(row["size"], row["models"], row["case"]): row["cpu_seconds"] for row in rows}
+
+    def seconds(size: str, count: int, name: str) -> float:
+        return held[size, count, f"spanwise {name}"]
+
+    passing = method if method != "iso_c" else "task_arithmetic"
+    n = parameters("500m")
+    by_model = (seconds("500m", 8, passing) - seconds("500m", 2, passing)) / 6 / n
+    by_parameter = (seconds("500m", 8, passing) - seconds("135m", 8, passing)) / (
+        n - parameters("135m")
+    ) - 8 * by_model
+    found = (8 * by_model + by_parameter) * parameters("70b")
+    facts = {"ns_per_parameter_and_model": 1e9 * by_model, "ns_per_parameter": 1e9 * by_parameter}
+    if method == "iso_c":
+        for size in ("135m", "500m"):
+            more = seconds(size, 8, method) - seconds(size, 8, passing)
+            facts[f"gflops_{size}"] = flops(SHAPES[size], tied=True) / more / 1e9
+        found += flops(SHAPES["70b"], tied=False) / 1e9 / facts["gflops_500m"]
+    return {
+        **facts,
+        "cpu_hours": found / 3600,
+        "read_gb": 9 * 2 * parameters("70b") / 1e9 * (3 if method == "ties" else 1),
+        "written_gb": 2 * parameters("70b") / 1e9,
+        "working_memory_gb": working_memory(method, GROWTH[method], "70b", 8) / 1e9,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/merging-benchmark"))
     parser.add_argument("--mergekit", help="a Python that has mergekit 0.1.5")
     parser.add_argument("--iso", help="a checkout of danielm1405/iso-merging")
-    parser.add_argument("--size", choices=SHAPES, default="135m")
+    parser.add_argument("--size", choices=("135m", "500m", "tiny"), default="135m")
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="cases whose name holds one of these")
+    parser.add_argument("--growth", action="store_true", help="ours by number of models and size")
     options = parser.parse_args()
+    if options.growth:
+        found = growth(options.folder, options.rounds)
+        write_results(
+            "merging-growth",
+            {"environment": environment(), "rounds": options.rounds, **found},
+        )
+        return
     root = options.folder / options.size
-    root.mkdir(parents=True, exist_ok=True)
     size = make_models(root, SHAPES[options.size], options.models)
     ours = {
         "linear": {}, "task_arithmetic": {}, "ties": {"density": 0.2},
         "ties (per tensor)": {"density": 0.2, "trim_scope": "tensor"},
         "dare_linear": {"density": 0.2}, "tsv": {}, "iso_c": {}, "iso_cts": {},
     }  # fmt: skip
-    cases = [("copy", "", sys.executable, COPY)]
-    cases += [
-        (f"spanwise {name}", name.partition(" ")[0], sys.executable,
-         OURS.replace("OPTIONS", repr(held)))
-        for name, held in ours.items()
-    ]  # fmt: skip
+    cases = [("copy", "", sys.executable, COPY), *(our_case(*case) for case in ours.items())]
     if options.mergekit:
         cases += [
             (f"mergekit {name}", name, options.mergekit, MERGEKIT)
@@ -206,13 +311,12 @@ def main() -> None:
     if options.iso:
         code = ISO.replace("CHECKOUT", repr(options.iso))
         cases.append(("official iso_c", "iso_c", options.mergekit or sys.executable, code))
-    rows = []
-    for label, method, python, code in cases:
-        runs = [measure(python, code, root, method, options.models) for _ in range(options.rounds)]
-        best = min(runs, key=lambda run: run["cpu_seconds"])
-        rows.append({"case": label, **best, "peak_mb": max(r["peak_mb"] for r in runs)})
-        print(rows[-1], flush=True)
+    only = options.only or [""]
+    cases = [case for case in cases if any(text in case[0] for text in only)]
+    rows = [measured(case, root, options.models, options.rounds) for case in cases]
     shutil.rmtree(root / "out", ignore_errors=True)
+    if options.only:
+        return
     write_results(
         "merging" if options.size == "135m" else f"merging-{options.size}",
         {

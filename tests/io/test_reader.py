@@ -85,6 +85,19 @@ def test_rows_are_the_slice(file, start, stop):
         assert same(open_tensors(source).rows("a.weight", start, stop), held[start:stop])
 
 
+def test_rows_are_put_into_memory_that_is_lent(file):
+    held, lent = tensors()["a.weight"], torch.full((100,), 7, dtype=torch.uint8)
+    read = open_tensors(file).rows("a.weight", 1, 3, lent)
+    assert same(read, held[1:3])
+    assert read.data_ptr() == lent.data_ptr()
+    assert bool((lent[2 * 3 * 4 :] == 7).all())
+
+
+def test_rows_that_are_in_memory_need_none():
+    held, lent = tensors()["a.weight"], torch.zeros(100, dtype=torch.uint8)
+    assert open_tensors({"x": held}).rows("x", 1, 3, lent).data_ptr() == held[1:].data_ptr()
+
+
 def test_rows_read_their_own_bytes_only(tmp_path):
     held = torch.arange(64.0).reshape(8, 8)
     path = save_tensors(tmp_path / "x.safetensors", {"x": held})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,8 +42,15 @@ class TensorReader(Mapping[str, Tensor]):
         """Dtype of a tensor, without reading it."""
 
     @abstractmethod
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         """Rows `start` to `stop` (exclusive) of a tensor's first axis, without the others.
+
+        Args:
+            name: Which tensor.
+            start: The first row.
+            stop: The row after the last one.
+            into: Bytes (uint8, on the CPU, at least as many as the rows have) in which they may be
+                put, where they have to be put somewhere.
 
         Raises:
             ValueError: If the tensor is a scalar, or not 0 <= start <= stop <= rows.
@@ -110,12 +118,12 @@ class FileReader(TensorReader):
         """Dtype of a tensor, without reading it."""
         return self._slots[name].dtype
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         """Rows `start` to `stop` (exclusive) of a tensor's first axis, without the others."""
         self._check_rows(name, start, stop)
         slot = self._slots[name]
         row = slot.nbytes // slot.shape[0] if slot.shape[0] else 0
-        return _read(slot, slot.start + start * row, (stop - start, *slot.shape[1:]))
+        return _read(slot, slot.start + start * row, (stop - start, *slot.shape[1:]), into)
 
     def _pieces(self, name: str) -> Iterator[memoryview]:
         slot = self._slots[name]
@@ -152,8 +160,9 @@ class MappingReader(TensorReader):
         """Dtype of a tensor."""
         return self._tensors[name].dtype
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
+        """Rows `start` to `stop` (exclusive) of a tensor's first axis; where they are."""
+        del into
         self._check_rows(name, start, stop)
         return self[name][start:stop]
 
@@ -193,9 +202,9 @@ class ReaderAround(TensorReader):
         """Dtype of a tensor."""
         return self._tensors.dtype(name)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
-        return self._tensors.rows(name, start, stop)
+        return self._tensors.rows(name, start, stop, into)
 
     def _pieces(self, name: str) -> Iterator[memoryview]:
         yield tensor_bytes(self[name])
@@ -293,14 +302,14 @@ def _sharded(index: Path) -> FileReader:
     return FileReader(slots, headers[first][1] if headers else {})
 
 
-def _read(slot: Slot, start: int, shape: tuple[int, ...]) -> Tensor:
-    count = torch.Size(shape).numel() * slot.dtype.itemsize
-    return _read_bytes(slot, start, count).view(slot.dtype).reshape(shape)
+def _read(slot: Slot, start: int, shape: tuple[int, ...], into: Tensor | None = None) -> Tensor:
+    count = math.prod(shape) * slot.dtype.itemsize
+    return _read_bytes(slot, start, count, into).view(slot.dtype).view(shape)
 
 
-def _read_bytes(slot: Slot, start: int, count: int) -> Tensor:
+def _read_bytes(slot: Slot, start: int, count: int, into: Tensor | None = None) -> Tensor:
     """`count` bytes from an offset, straight into the memory of a tensor."""
-    held = torch.empty(count, dtype=torch.uint8)
+    held = torch.empty(count, dtype=torch.uint8) if into is None else into[:count]
     view = held.numpy().data
     done = 0
     with slot.path.open("rb", buffering=0) as stream:

@@ -141,7 +141,9 @@ def _by_gram(
     inverse = torch.where(kept, 1 / torch.where(kept, s, 1), 0)
     root = (v * inverse.unsqueeze(-2)) @ v.mT / peak
     nuclear = ((s * kept).sum(-1) * scale.double().squeeze(-1).squeeze(-1)).to(M.dtype)
-    return Polar(times(M, root, M if overwrite else None), nuclear, kept.sum(-1))
+    condition = float((s[..., 0] / torch.where(kept, s, s[..., :1]).amin(-1)).nan_to_num_(1).max())
+    found = times(M, root, M if overwrite else None, condition=condition)
+    return Polar(found, nuclear, kept.sum(-1))
 
 
 def _by_iteration(M: Tensor, method: str, rtol: float) -> Polar | None:

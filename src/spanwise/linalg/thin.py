@@ -17,8 +17,12 @@ from spanwise.linalg.svd import SVD
 ASPECT = 1.5
 """Matrices this many times as tall as wide are faster through their Gram matrix on a CPU."""
 
-_CHUNK = 2**21
+_CHUNK = 2**20
 """Elements that are held in float64 at once."""
+_HARMLESS = 16
+"""Roundings that a product may lose: below 1e-6 in float32."""
+_PANEL = 128
+"""Columns of a Gram matrix that are formed together, at least."""
 
 
 def rank_tolerance(shape: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -117,13 +121,16 @@ def gram(
     n = M.shape[-1]
     found = torch.zeros(*M.shape[:-2], n, n, dtype=torch.float64, device=M.device)
     divisor = torch.where(scale > 0, scale, 1).double()
+    step = max(_PANEL, -(-n // 4))
+    panels = [(slice(i, i + step), min(i + step, n)) for i in range(0, n, step)]
     for rows in _row_chunks(M):
-        block = M[..., rows, :].double() / divisor
-        if found.ndim == 2:
-            found.addmm_(block.mT, block)
-        else:
+        block = M[..., rows, :].to(torch.float64, copy=True).div_(divisor)  # M stays as it is
+        if found.ndim > 2:
             found += block.mT @ block
-    return found
+            continue
+        for some, upto in panels:  # at and above the diagonal
+            found[:upto, some].addmm_(block[:, :upto].mT, block[:, some])
+    return found if found.ndim > 2 else found.triu_().add_(found.triu(1).mT)
 
 
 def gram_spectrum(
@@ -157,18 +164,25 @@ def times(
     M: Float[Tensor, "*batch m n"],
     factor: Float[Tensor, "*batch n k"],
     out: Float[Tensor, "*batch m k"] | None = None,
+    *,
+    condition: float = math.inf,
 ) -> Float[Tensor, "*batch m k"]:
     """M @ factor, multiplied in float64 some rows at a time, in the dtype of M.
-
-    An inverse root has entries as large as the condition number: float32 would lose as much.
 
     Args:
         M: The matrix.
         factor: In float64.
         out: Where to; may be M itself.
+        condition: What the product loses, in roundings: an inverse root has entries as large as
+            the condition number. Where it is small the product is in the dtype of M.
     """
     if out is None:
         out = M.new_empty(*M.shape[:-1], factor.shape[-1])
+    if condition <= _HARMLESS:
+        factor = factor.to(M.dtype)
+        for rows in _row_chunks(M):
+            out[..., rows, :] = M[..., rows, :] @ factor
+        return out
     for rows in _row_chunks(M):
         out[..., rows, :] = (M[..., rows, :].double() @ factor).to(M.dtype)
     return out

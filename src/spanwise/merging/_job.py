@@ -11,6 +11,7 @@ from torch import Tensor
 from spanwise.merging._keep import Keeper
 from spanwise.merging._methods._method import Method
 from spanwise.merging._schedule import Depths, Schedule
+from spanwise.merging._scratch import Scratch
 from spanwise.merging._sources import Inputs
 from spanwise.merging._stats import Stats
 from spanwise.merging._work import BLOCK, Work, row_blocks
@@ -40,6 +41,7 @@ class Job:
     stats: Sequence[Stats] = ()
     log: dict[str, dict[str, float]] = field(default_factory=dict)
     """Tensor -> what the method noted while merging it."""
+    scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def names(self) -> list[str]:
@@ -75,8 +77,14 @@ class Job:
         found = schedule(name, self.depths.of_tensor(name))
         return 1.0 if found is None else float(found)
 
-    def work(self, name: str, rows: slice | None = None) -> Work:
-        """What the method sees of a tensor."""
+    def work(self, name: str, rows: slice | None = None, stored: Tensor | None = None) -> Work:
+        """What the method sees of a tensor.
+
+        Args:
+            name: Which.
+            rows: Which rows of it; None for all.
+            stored: The base's, if they have been read.
+        """
         return Work(
             name=name,
             shape=self.inputs.reference.shape(name),
@@ -92,6 +100,8 @@ class Job:
             keep=None if self.keeper is None else self.keeper.of(name),
             stats=[held.get(name) for held in self.stats],
             log=self.log,
+            stored=stored,
+            scratch=self.scratch,
         )
 
     def update(self, name: str) -> Tensor | None:
@@ -121,42 +131,62 @@ class Job:
         blocks = self._blocks(name)
         if blocks is None:
             return self.applied(name, self._merge(self.work(name)), scale)
-        shape, dtype = self.inputs.reference.shape(name), self.stored_dtype(name)
-        found = torch.empty(shape, dtype=dtype, device=self.device)
+        found = self._empty(name)
         for rows in blocks:
-            found[rows] = self.applied(name, self._merge(self.work(name, rows)), scale, rows)
+            stored = self._stored(name, rows)
+            update = self._merge(self.work(name, rows, stored))
+            self._apply(name, stored, update, scale, found[rows])
         return found
 
-    def applied(self, name: str, update: Tensor, scale: float, rows: slice | None = None) -> Tensor:
+    def applied(self, name: str, update: Tensor, scale: float) -> Tensor:
         """`base + scale * update` in the result's dtype; the base's own bits where it is zero.
 
         Args:
             name: The tensor.
             update: In the work dtype.
             scale: What it is multiplied by.
-            rows: Which rows it holds; None for all.
+
+        Raises:
+            ValueError: If the result does not fit its dtype.
         """
-        base, dtype = self.inputs.base, self.stored_dtype(name)
-        if base is None:
-            found = update.to(dtype)
+        if self.inputs.base is not None and _is_zero(update):
+            scale = 0.0
+        found = self._empty(name)
+        for rows in row_blocks(self.inputs.reference.shape(name), BLOCK) or [None]:
+            part = ... if rows is None else rows
+            self._apply(name, self._stored(name, rows), update[part], scale, found[part])
+        return found
+
+    def _empty(self, name: str) -> Tensor:
+        shape, dtype = self.inputs.reference.shape(name), self.stored_dtype(name)
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _stored(self, name: str, rows: slice | None) -> Tensor | None:
+        """Some rows of the base, in memory that the next ones overwrite."""
+        base = self.inputs.base
+        return None if base is None else base.read(name, rows, self.scratch, "stored base")
+
+    def _apply(
+        self, name: str, stored: Tensor | None, update: Tensor, scale: float, out: Tensor
+    ) -> None:
+        """Write `stored + scale * update` into `out`, or the update itself without a base."""
+        if stored is None:
+            out.copy_(update)
+        elif scale == 0 or _is_zero(update):
+            out.copy_(stored)
+        elif stored.dtype == update.dtype and stored.device == update.device:
+            out.copy_(torch.add(stored, update, alpha=scale))
         else:
-            stored = base.read(name, rows)
-            if stored.dtype == dtype and _is_zero(update):
-                return stored
-            found = torch.empty(stored.shape, dtype=dtype, device=self.device)
-            for part in row_blocks(tuple(stored.shape), BLOCK) or [...]:
-                # In a core's cache: the base in the work dtype is never there as a whole.
-                own = stored[part].to(self.device, self.dtype)
-                found[part] = torch.add(own, update[part], alpha=scale)
+            own = self.scratch("base", stored.shape, update.dtype, update.device)
+            out.copy_(own.copy_(stored).add_(update, alpha=scale))
         # Inputs are finite; what is not has left the range of a narrow dtype. A sum is the
         # cheapest pass; one of finite numbers that overflows is looked at again.
-        summed = torch.float32 if dtype == torch.float16 else dtype
-        if not torch.isfinite(found.sum(dtype=summed)) and not found.isfinite().all():
+        summed = torch.float32 if out.dtype == torch.float16 else out.dtype
+        if not torch.isfinite(out.sum(dtype=summed)) and not out.isfinite().all():
             raise ValueError(
-                f"{name!r} leaves the range of {dtype} when it is merged with alpha = {scale:g}: "
-                "choose a smaller alpha, or out_dtype=torch.float32."
+                f"{name!r} leaves the range of {out.dtype} when it is merged with alpha = "
+                f"{scale:g}: choose a smaller alpha, or out_dtype=torch.float32."
             )
-        return found
 
     def bytes_of(self, name: str) -> int:
         """Peak memory of making one tensor, estimated before it is made."""
@@ -188,5 +218,5 @@ class Job:
 
 
 def _is_zero(x: Tensor) -> bool:
-    low, high = torch.aminmax(x) if x.numel() else (x.sum(), x.sum())
-    return bool(low == 0) and bool(high == 0)
+    # Nearly always the first entry tells.
+    return not x.numel() or (float(x[(0,) * x.ndim]) == 0 and not x.any())

@@ -48,8 +48,8 @@ class Applied(ReaderAround):
         return torch.promote_types(own, torch.float32) if name in self._adapter else own
 
     @override
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        stored = self._tensors.rows(name, start, stop)
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
+        stored = self._tensors.rows(name, start, stop, into)
         if name not in self._adapter:
             return stored
         dtype = self.dtype(name)

@@ -52,9 +52,9 @@ class Renamed(TensorReader):
         """Dtype of a tensor."""
         return self._tensors.dtype(self._names[name])
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
-        return self._tensors.rows(self._names[name], start, stop)
+        return self._tensors.rows(self._names[name], start, stop, into)
 
     def _pieces(self, name: str) -> Iterator[memoryview]:
         return self._tensors._pieces(self._names[name])
@@ -88,9 +88,9 @@ class Joined(TensorReader):
         """Dtype of a tensor."""
         return self._homes[name].dtype(name)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         """Rows `start` to `stop` (exclusive) of a tensor's first axis."""
-        return self._homes[name].rows(name, start, stop)
+        return self._homes[name].rows(name, start, stop, into)
 
     def _pieces(self, name: str) -> Iterator[memoryview]:
         return self._homes[name]._pieces(name)

@@ -1,6 +1,7 @@
 """What is merged: models by tensor, whole or as adapters, read when asked for."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing_extensions import override
 from spanwise.io import open_tensors
 from spanwise.io._reader import TensorReader
 from spanwise.lora import Adapter, is_adapter, open_adapter
+from spanwise.merging._scratch import Scratch
 
+_CPU = torch.device("cpu")
 _QUANTISED = (".qweight", ".qzeros", ".absmax", ".quant_map", ".SCB", ".weight_packed")
 
 
@@ -48,15 +51,50 @@ class Source:
         """A tensor's dtype, without reading it."""
         return self.tensors.dtype(name)
 
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """A tensor as it is stored, or some of its rows."""
-        if rows is None:
-            return self.tensors[name]
-        return self.tensors.rows(name, rows.start, rows.stop)
+    def read(
+        self,
+        name: str,
+        rows: slice | None = None,
+        scratch: Scratch | None = None,
+        purpose: str = "stored",
+    ) -> Tensor:
+        """A tensor as it is stored, or some of its rows.
 
-    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
-        """What a training added to `base` (in its dtype and on its device); a new tensor."""
-        return self.read(name, rows).to(base.device, base.dtype, copy=True).sub_(base)
+        Args:
+            name: Which tensor.
+            rows: None for all.
+            scratch: Lends the memory it is put into, if it has to be put anywhere.
+            purpose: What that memory is called; the next of the same name overwrites it.
+        """
+        shape = self.shape(name)
+        if not shape or (rows is None and scratch is None):
+            return self.tensors[name]
+        start, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)
+        into = None
+        if scratch is not None:
+            count = (stop - start) * math.prod(shape[1:]) * self.dtype(name).itemsize
+            into = scratch(purpose, (count,), torch.uint8, _CPU)
+        return self.tensors.rows(name, start, stop, into)
+
+    def update(
+        self, name: str, base: Tensor, rows: slice | None = None, scratch: Scratch | None = None
+    ) -> Tensor:
+        """What a training added to `base` (in its dtype and on its device).
+
+        Args:
+            name: Which tensor.
+            base: The base's, or some rows.
+            rows: Which; None for all.
+            scratch: Lends the memory; without it the tensor is new.
+        """
+        stored = self.read(name, rows, scratch)
+        if scratch is None:
+            found = torch.empty_like(base)
+        else:
+            found = scratch("update", base.shape, base.dtype, base.device)
+        if stored.dtype == base.dtype and stored.device == base.device:
+            return torch.sub(stored, base, out=found)
+        return found.copy_(stored).sub_(base)
 
     def weight(self, name: str, like: Tensor, rows: slice | None = None) -> Tensor:
         """The tensor itself, in the dtype and on the device of `like`."""
@@ -97,7 +135,9 @@ class AdapterSource(Source):
                 )
 
     @override
-    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
+    def update(
+        self, name: str, base: Tensor, rows: slice | None = None, scratch: Scratch | None = None
+    ) -> Tensor:
         if name not in self._names:
             return torch.zeros_like(base)
         return self.adapter.update(self._names[name], base.dtype, base.device, rows)

@@ -229,9 +229,9 @@ class Rewritten(ReaderAround):
         return (len(self._kinds), *shape[1:]) if name in self._names else shape
 
     @override
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         if name not in self._names:
-            return self._tensors.rows(name, start, stop)
+            return self._tensors.rows(name, start, stop, into)
         self._check_rows(name, start, stop)
         shape = (stop - start, *self._tensors.shape(name)[1:])
         found = torch.zeros(shape, dtype=self.dtype(name))

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from spanwise.merging._keep import Keep
 from spanwise.merging._schedule import Schedule
+from spanwise.merging._scratch import Scratch
 from spanwise.merging._sources import Inputs
 from spanwise.merging._stats import TensorStats
 
-BLOCK = 2**20
+BLOCK = 2**18
 """Elements that are looked at together where rows can be taken apart: they fit into a cache."""
 
 
@@ -49,6 +50,10 @@ class Work:
     """What `collect_stats` found for this tensor, one for each model that has any."""
     log: dict[str, dict[str, float]] = field(default_factory=dict)
     """Tensor -> what methods noted, shared by the whole merge."""
+    stored: Tensor | None = None
+    """The base's rows as they are stored, where they have been read."""
+    scratch: Scratch = field(default_factory=Scratch)
+    """Lends memory to whoever goes through all models once."""
 
     @property
     def count(self) -> int:
@@ -62,8 +67,14 @@ class Work:
             return self.shape[-1] if self.shape else 1
         return math.prod(self.shape[1:])
 
+    def at(self, rows: slice) -> "Work":
+        """The same tensor, other rows of it."""
+        return replace(self, rows=rows, stored=None)
+
     def base(self) -> Tensor:
         """The base's tensor; methods that need no base must not ask for it."""
+        if self.stored is not None:
+            return self.stored.to(self.device, self.dtype, copy=True)
         base = self.inputs.base
         assert base is not None  # checked before any tensor is read
         return base.read(self.name, self.rows).to(self.device, self.dtype)
@@ -89,6 +100,40 @@ class Work:
         for index in range(self.count):
             yield self.update(index, base)
 
+    def stream(
+        self, base: Tensor | None = None, models: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        """Every model's update in turn, for those who look at each once.
+
+        Each lies in memory that the next one overwrites, and may hold NaN or infinity: what comes
+        of them goes through `finite`, one look in place of one for each model.
+
+        Args:
+            base: What to take differences from; by default the base.
+            models: Whose; by default all.
+        """
+        if base is None:
+            source = self.inputs.base
+            assert source is not None  # checked before any tensor is read
+            stored = self.stored
+            if stored is None:
+                stored = source.read(self.name, self.rows, self.scratch, "stored base")
+            base = self._lent("base", stored)
+        for index in range(self.count) if models is None else models:
+            update = self.inputs.models[index].update(self.name, base, self.rows, self.scratch)
+            yield update if self.keep is None else self.keep(update)
+
+    def finite(self, found: Tensor) -> Tensor:
+        """`found`, which was made of all models and is finite if they are.
+
+        Raises:
+            ValueError: If one of them is not; it is named.
+        """
+        if not torch.isfinite(found.sum()):  # also where finite numbers overflow
+            for index in range(self.count):
+                self.weight(index) if self.inputs.base is None else self.update(index)
+        return found
+
     def weight(self, index: int) -> Tensor:
         """One model's tensor itself.
 
@@ -109,7 +154,7 @@ class Work:
         blocks = None if self.keep is not None else row_blocks(self.shape, BLOCK)
         if self.rows is not None or blocks is None:
             return [self]
-        return [replace(self, rows=rows) for rows in blocks]
+        return [self.at(rows) for rows in blocks]
 
     def value(self, key: str, index: int | None = None) -> Any:
         """A parameter's value at this tensor: one model's own, or the whole merge's.
@@ -138,6 +183,12 @@ class Work:
         text = f"{self.seed} {self.inputs.models[index].label} {self.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
         return torch.Generator(self.device).manual_seed(seed % 2**63)
+
+    def _lent(self, purpose: str, stored: Tensor) -> Tensor:
+        """A stored tensor in the work dtype, in lent memory or as it is."""
+        if stored.dtype == self.dtype and stored.device == self.device:
+            return stored
+        return self.scratch(purpose, stored.shape, self.dtype, self.device).copy_(stored)
 
     def _check(self, tensor: Tensor, index: int) -> None:
         # One pass; a sum of finite numbers that overflows is looked at again.

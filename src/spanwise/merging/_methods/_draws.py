@@ -51,6 +51,7 @@ def keep_where_(update: Tensor, mask: NDArray[np.bool_]) -> Tensor:
     """`update` in place, zero where `mask` is not set."""
     if update.device.type == "cpu":  # NumPy multiplies by truth values four times as fast
         held = update.numpy()
-        np.multiply(held, mask.reshape(held.shape), out=held)
+        with np.errstate(invalid="ignore"):  # infinity becomes NaN, which is found afterwards
+            np.multiply(held, mask.reshape(held.shape), out=held)
         return update
     return update.mul_(torch.from_numpy(mask).to(update.device).view(update.shape))

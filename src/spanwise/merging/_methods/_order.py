@@ -4,9 +4,10 @@ Magnitudes are compared as integers: the bits of a float without its sign are or
 NumPy selects among them several times faster than torch on a CPU.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _SAMPLE = 1024
 """One row in so many is looked at to guess where a cut lies."""
 _FEWEST = 1000
 """A guess from fewer values is not worth a pass."""
+_HELD = 2**20
+"""Elements of a tensor that is held whole: one pass instead of two."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,8 @@ class Top:
         if self.spare is not None:
             equal = np.flatnonzero(magnitudes(update.abs()) == _pattern(self.cut.value, update))
         if self.cut.value > 0:  # everything is >= 0
-            edge = torch.tensor(self.cut.value, dtype=update.dtype)
-            below = float(torch.nextafter(edge, torch.zeros_like(edge)))
             # One vectorised pass that keeps |x| > below, which is |x| >= value.
-            update = torch.hardshrink(update, below, out=update)
+            update = torch.hardshrink(update, _below(self.cut.value, update.dtype), out=update)
         if equal is not None and self.spare is not None:
             dropped = torch.from_numpy(equal[self.spare :]).to(update.device)
             update.view(-1)[dropped] = 0
@@ -86,25 +87,25 @@ def cuts(works: Sequence[Work], wanted: Sequence[tuple[int, int]]) -> list[Cut]:
     if not wanted:
         return []
     total = sum(math.prod(work.shape) for work in works)
-    parts = [part for work in works for part in work.parts()]
     indices = sorted({index for index, _ in wanted})
     searches = [_Search(index, count, total) for index, count in wanted]
-    if len(parts) == 1:
-        for index in indices:
-            found = magnitudes(parts[0].update(index))
+    if len(works) == 1 and total <= _HELD:
+        for index, update in zip(indices, works[0].stream(models=indices), strict=True):
+            found = magnitudes(update)
             for search in searches:
                 if search.index == index:
-                    search.partition(found)
+                    search.select(found)
     elif total > BLOCK:
         for index, sample in zip(indices, _samples(works, indices), strict=True):
             for search in searches:
                 if search.index == index:
                     search.guess(sample)
+    parts = [part for work in works for part in work.parts()]
     while unsettled := [search for search in searches if search.cut is None]:
+        indices = sorted({search.index for search in unsettled})
         for part in parts:
-            base = part.base()
-            for index in sorted({search.index for search in unsettled}):
-                found = magnitudes(part.update(index, base))
+            for index, update in zip(indices, part.stream(models=indices), strict=True):
+                found = magnitudes(update)
                 for search in unsettled:
                     if search.index == index:
                         search.see(found)
@@ -158,11 +159,20 @@ class _Search:
         self.kind: Any = None
         self.low, self.high = 0, 0
 
-    def partition(self, found: Array) -> None:
+    def select(self, found: Array) -> None:
         """Settle it at once, where everything is in memory."""
         self.kind = found.dtype.type
-        pattern = np.partition(found, self.rank)[self.rank]
-        self._settle(int(pattern), int(np.count_nonzero(found > pattern)))
+        self.guess(np.sort(found[:: max(1, self.total // _SAMPLE)]))
+        # The interval holds a few per cent, which are sorted out; without a guess it is everything.
+        low, high = self.low, self.high or 1 << (8 * found.itemsize - 1)
+        below = int(np.count_nonzero(found < low))
+        inside = found - self.kind(low)
+        inside = inside[inside < self.kind(high - low)]
+        if not 0 <= self.rank - below < len(inside):
+            inside, low, below = found, 0, 0
+        place = self.rank - below
+        pattern = low + int(np.partition(inside, place)[place])
+        self._settle(pattern, int(np.count_nonzero(found > pattern)))
 
     def guess(self, sample: Array) -> None:
         """Narrow the interval down to where the cut should be; `sample` is sorted."""
@@ -214,6 +224,12 @@ class _Search:
         self.cut = Cut(value, self.count, above)
 
 
+@functools.cache
+def _below(value: float, dtype: torch.dtype) -> float:
+    edge = torch.tensor(value, dtype=dtype)
+    return float(torch.nextafter(edge, torch.zeros_like(edge)))
+
+
 def _pattern(value: float, like: Tensor) -> Any:
     return magnitudes(torch.tensor([value], dtype=like.dtype))[0]
 
@@ -230,7 +246,7 @@ def _samples(works: Sequence[Work], indices: Sequence[int]) -> list[Array]:
         step = many // places
         for place in range(places):
             start = min(int((place + 0.5) / places * rows), rows - step)
-            some = replace(work, rows=slice(start, start + step))
+            some = work.at(slice(start, start + step))
             base = some.base()
             for held, index in zip(seen, indices, strict=True):
                 held.append(magnitudes(some.update(index, base)))

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods._votes import Votes
-from spanwise.merging._methods.averages import divisor
+from spanwise.merging._methods.averages import divisor, mixed
 from spanwise.merging._work import BLOCK, Work
 
 Thin = Callable[[Work, Tensor], Tensor]
@@ -67,17 +67,16 @@ class Sparse(Method):
     def _mix(self, part: Work, thinners: Sequence[Thin], undecided: float) -> Tensor:
         weights = part.values("weight")
         by = divisor(weights, part.name) if self.normalize else 1.0
-        if self.elects:
-            votes = Votes(part, average=self.normalize)
-            for update, thin, weight in zip(part.updates(), thinners, weights, strict=True):
-                votes.add(thin(part, update), weight)
-            return votes.result(undecided)
-        total: Tensor | None = None
-        for update, thin, weight in zip(part.updates(), thinners, weights, strict=True):
-            kept = thin(part, update)
-            total = kept.mul_(weight / by) if total is None else total.add_(kept, alpha=weight / by)
-        assert total is not None
-        return total
+        kept = (
+            (thin(part, update), weight)
+            for update, thin, weight in zip(part.stream(), thinners, weights, strict=True)
+        )
+        if not self.elects:
+            return part.finite(mixed((update, weight / by) for update, weight in kept))
+        votes = Votes(part, average=self.normalize)
+        for update, weight in kept:
+            votes.add(update, weight)
+        return part.finite(votes.result(undecided))
 
     @override
     def copies(self, work: Work) -> float:
@@ -99,7 +98,7 @@ def rescaled(work: Work, thinners: Sequence[Thin]) -> list[Thin]:
     """The same, each times what keeps the sum of magnitudes over the tensor."""
     before, after = [0.0] * work.count, [0.0] * work.count
     for part in work.parts():
-        for index, (update, thin) in enumerate(zip(part.updates(), thinners, strict=True)):
+        for index, (update, thin) in enumerate(zip(part.stream(), thinners, strict=True)):
             before[index] += float(update.abs().sum())
             after[index] += float(thin(part, update).abs_().sum())
     return [

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from typing_extensions import override
 from spanwise.linalg import SVD, leading_triples, polar, thin_svd
 from spanwise.linalg.thin import ASPECT
 from spanwise.merging._methods._method import Method
-from spanwise.merging._methods.averages import mean
+from spanwise.merging._methods.averages import mean, weighted_sum
 from spanwise.merging._sources import AdapterSource
 from spanwise.merging._work import Work
 
@@ -39,16 +39,12 @@ class Updates:
             yield from (update[self.expert] for update in self.work.updates())
         else:
             rows = slice(self.expert, self.expert + 1)
-            yield from (update[0] for update in replace(self.work, rows=rows).updates())
+            yield from (update[0] for update in self.work.at(rows).updates())
 
     def total(self) -> Tensor:
         """M, the sum: the only matrix of this size in memory where rows can be read apart."""
-        parts = self.work.parts() if self.expert is None else []
-        if len(parts) > 1:
-            found = torch.empty(self.shape, dtype=self.work.dtype, device=self.work.device)
-            for part in parts:
-                found[part.rows] = _sum(part.updates())
-            return found
+        if self.expert is None:
+            return weighted_sum(self.work, [1.0] * self.count)
         return _sum(iter(self))
 
     def lift(self, core: Tensor) -> Tensor:
@@ -138,7 +134,7 @@ class Spectral(Method):
     @override
     def merge_tensor(self, work: Work) -> Tensor:
         if not work.matrix or not math.prod(work.shape):
-            return in_parts(work)
+            return mean(work)
         if len(work.shape) == 3:
             found = torch.empty(work.shape, dtype=work.dtype, device=work.device)
             for expert in range(work.shape[0]):
@@ -191,17 +187,6 @@ def squareness(work: Work) -> float:
 def is_long(work: Work) -> bool:
     """Whether the Gram matrix of the shorter side serves."""
     return squareness(work) * ASPECT <= 1
-
-
-def in_parts(work: Work) -> Tensor:
-    """The mean of the updates, some rows at a time."""
-    parts = work.parts()
-    if len(parts) == 1:
-        return mean(work)
-    found = torch.empty(work.shape, dtype=work.dtype, device=work.device)
-    for part in parts:
-        found[part.rows] = mean(part)
-    return found
 
 
 def _sum(updates: Iterator[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Sums: the weighted average of models, and of their updates (task arithmetic)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ class Linear(Method):
         normalize: Whether to divide by the sum of the weights.
     """
 
-    gives: ClassVar[Literal["update", "weights"]] = "weights"
     needs_base: ClassVar[bool] = False
     per_row: ClassVar[bool] = True
     per_model: ClassVar[Mapping[str, float]] = {"weight": 1.0}
@@ -37,14 +36,17 @@ class Linear(Method):
         if self.normalize:
             total = divisor(weights, work.name)
             weights, total = [weight / total for weight in weights], 1.0
-        # Differences from one model: equal models then average to themselves, bit for bit.
+        # Of differences, so that equal models average to themselves, bit for bit.
+        if work.inputs.base is not None:
+            update = weighted_sum(work, weights)
+            return update if total == 1 else update.add_(work.base(), alpha=total - 1)
         heaviest = max(range(work.count), key=lambda index: abs(weights[index]))
+        others = [i for i, weight in enumerate(weights) if i != heaviest and weight]
         anchor = work.weight(heaviest)
-        found = anchor * total
-        for index, weight in enumerate(weights):
-            if index != heaviest and weight:
-                found.add_(work.weight(index).sub(anchor), alpha=weight)
-        return found
+        if not others:
+            return anchor * total
+        sums = mixed(zip(work.stream(anchor, others), [weights[i] for i in others], strict=True))
+        return work.finite(sums.add_(anchor, alpha=total))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,30 @@ class TaskArithmetic(Method):
         return total.div_(divisor(weights, work.name)) if self.normalize else total
 
 
-def weighted_sum(work: Work, weights: list[float]) -> Tensor:
-    """`sum w_t D_t`, with one update in memory at a time."""
+def weighted_sum(work: Work, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
+    """`sum w_t D_t`, with a few rows of one update in memory at a time.
+
+    Args:
+        work: The tensor, or some of its rows.
+        weights: One for each model.
+        out: Where to; a new tensor by default.
+    """
+    parts = work.parts()
+    if len(parts) == 1:
+        return work.finite(mixed(zip(work.stream(), weights, strict=True), out))
+    if out is None:
+        out = torch.empty(work.shape, dtype=work.dtype, device=work.device)
+    for part in parts:
+        weighted_sum(part, weights, out[part.rows])
+    return out
+
+
+def mixed(terms: Iterable[tuple[Tensor, float]], out: Tensor | None = None) -> Tensor:
+    """`sum w_t x_t`, of at least one pair (x_t, w_t)."""
     total: Tensor | None = None
-    for update, weight in zip(work.updates(), weights, strict=True):
+    for x, weight in terms:
         # A product first: it spares a pass over zeros.
-        total = update.mul_(weight) if total is None else total.add_(update, alpha=weight)
+        total = torch.mul(x, weight, out=out) if total is None else total.add_(x, alpha=weight)
     assert total is not None
     return total
 

@@ -103,7 +103,7 @@ def _rows(top: int, kept: int) -> Thin:
 def _between(outliers: Top | None, kept: Top | None) -> Thin:
     def thin(part: Work, update: Tensor) -> Tensor:
         if kept is None:  # less than one entry
-            return update.zero_()
+            return update.mul_(0)  # NaN stays, and is found
         if outliers is None:
             return kept(part, update)
         dropped = outliers(part, update.clone())

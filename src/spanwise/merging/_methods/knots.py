@@ -125,6 +125,12 @@ class Coordinates(Work):
         yield from (self.update(index) for index in range(self.count))
 
     @override
+    def stream(
+        self, base: Tensor | None = None, models: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        yield from (self.update(index) for index in models or range(self.count))
+
+    @override
     def parts(self) -> list[Work]:
         return [self]  # any row of coordinates takes all rows of the update
 

@@ -106,7 +106,7 @@ class Ties(Sparse):
             weights, tops = work.values("weight"), self._tops(found)
             for part in work.parts():
                 votes = Votes(part, average=False)
-                for update, top, weight in zip(part.updates(), tops, weights, strict=True):
+                for update, top, weight in zip(part.stream(), tops, weights, strict=True):
                     votes.add(top(part, update), weight)
                 balance += votes.balance()
         # The authors' comparison sends a balance of zero to the negative side.
