@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -401,6 +403,19 @@ def test_a_saved_diagnosis_is_json_and_its_picture_is_drawn(tmp_path):
     table = str(found)
     assert table.index("score") < table.index("cosine")
     assert all(f"model {i}" in table for i in (1, 2, 3))
+
+
+def test_the_page_s_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "merging-diagnose.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    base, updates = case()
+    held = [base, *tuned(base, updates)]
+    for name, tensors in zip(("", "-code", "-math", "-chat"), held, strict=True):
+        save_tensors(tmp_path / f"llama{name}" / "model.safetensors", tensors)
+    exec(compile(block, "docs/merging-diagnose.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert all(pair in told for pair in ("code + math", "code + chat", "math + chat"))
 
 
 # -- bad input ---------------------------------------------------------------------------------
