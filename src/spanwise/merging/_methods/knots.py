@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods._shared import Memory
-from spanwise.merging._methods._spectral import squareness
+from spanwise.merging._methods._spectral import factors, squareness
 from spanwise.merging._methods.averages import TaskArithmetic, mean
 from spanwise.merging._methods.dare import DareTies
 from spanwise.merging._methods.ties import Ties
@@ -83,7 +83,7 @@ class _Begun(Knots):
     def merge_tensor(self, work: Work) -> Tensor:
         if not _is_matrix(work):
             return mean(work)
-        if self.inner == "mean":  # U U^T D_t = D_t
+        if self.inner == "mean" and factors(work) is None:  # U U^T D_t = D_t
             return self.method.merge_tensor(work)
         shared = self.memory.of(work)
         if not shared.rank:  # nothing was trained
