@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from spanwise.merging import merge
 from spanwise.report import Result, save_panels
 from spanwise.reproductions import _encoder as encoder
 from spanwise.reproductions import _encoder_tasks as tasks
@@ -78,32 +79,26 @@ def test_the_rate_rises_over_a_tenth_and_falls_to_zero():
     assert 0 < rates[-1] < 0.05
 
 
-class Line:
-    """A merge that is as good as its alpha is near `best`, as ratios."""
-
-    def __init__(self, best):
-        self.best, self.tried = best, []
-
-    def sweep(self, alphas, evaluate):
-        return [(alpha, evaluate(alpha)) for alpha in alphas]
-
-    def value(self, alpha):
-        self.tried.append(alpha)
-        return -abs(torch.tensor(alpha / self.best).log().item())
+def line():
+    """A merge whose only weight is its alpha."""
+    return merge({"x": torch.zeros(1)}, [{"x": torch.ones(1)}], "task_arithmetic")
 
 
 @pytest.mark.parametrize(("best", "found"), [(1.3, 1.41), (1.0, 1.0), (9.0, 8.0), (0.2, 0.25)])
 def test_a_scale_is_refined_by_two_more_beside_the_best(best, found):
-    line = Line(best)
-    alpha, tried = encoder.best_scale(line, [0.5, 1.0, 2.0, 4.0], line.value)
+    def near(merged):
+        return -abs((merged["x"] / best).log().item())
+
+    grid = [0.5, 1.0, 2.0, 4.0]
+    alpha, tried = encoder.best_scale(line(), grid, near)
     assert alpha == found
-    assert len(line.tried) == len(tried) == 6
-    assert encoder.outside(alpha, [0.5, 1.0, 2.0, 4.0]) == (found in (8.0, 0.25))
+    assert len(tried) == 6
+    assert encoder.outside(alpha, grid) == (found in (8.0, 0.25))
+    assert len(encoder.best_scale(line(), grid, near, refine=False)[1]) == 4
 
 
 def test_of_equal_scales_the_smaller_wins():
-    line = Line(1.0)
-    assert encoder.best_scale(line, [0.5, 1.0, 2.0], lambda alpha: 3.0)[0] == 0.25
+    assert encoder.best_scale(line(), [0.5, 1.0, 2.0], lambda merged: 3.0)[0] == 0.25
 
 
 def test_normalised_accuracy_is_the_mean_share_of_the_fine_tunes_own():
