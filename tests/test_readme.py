@@ -5,93 +5,31 @@ import re
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
+import examples
+from examples import ROOT
 from spanwise import Atlas, catalog, cli
 from spanwise._lazy import EXTRAS
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def mlp():
-    model = nn.Sequential(
-        nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 5)
-    )
-    old = [torch.randn(32, 4) @ torch.randn(4, 24) for _ in range(4)]
-    new = [torch.randn(32, 24) for _ in range(6)]
-    return model, old, new, lambda m, x: F.cross_entropy(m(x), x[:, :5].argmax(1))
-
-
-def conv_net():
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 24, 3, stride=2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(24, 5),
-    )
-    old = [torch.randn(4, 3, 1, 1).expand(4, 3, 10, 10) for _ in range(4)]
-    new = [torch.randn(4, 3, 10, 10) for _ in range(6)]
-    return model, old, new, lambda m, x: F.cross_entropy(m(x), x.mean((2, 3)).argmax(1))
-
-
-def _language_model(model):
-    def batches(low, high):
-        found = []
-        for _ in range(4):
-            ids = torch.randint(low, high, (3, 16))
-            found.append({"input_ids": ids, "labels": ids})
-        return found
-
-    return model, batches(0, 12), batches(40, 90), lambda m, batch: m(**batch).loss
-
-
-def gpt2():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=96, n_positions=32, n_embd=48, n_layer=2, n_head=2)
-    return _language_model(transformers.GPT2LMHeadModel(config))
-
-
-def llama():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=96,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    return _language_model(model)
-
-
 def _python_block():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 1
-    return blocks[0]
+    return examples.blocks(README, "python")[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*rank")  # the tiny models leave less room than rank 8
-@pytest.mark.parametrize("make", [mlp, conv_net, gpt2, llama])
+@pytest.mark.parametrize("make", [examples.mlp, examples.conv_net, examples.gpt2, examples.llama])
 def test_the_readmes_code_trains_and_keeps_out(make, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, old_data, new_data, loss = make()
     names = {"model": model, "old_data": old_data, "new_data": new_data, "loss": loss}
     before = loss(model, new_data[0]).item()
     for _ in range(5):
-        exec(compile(_python_block(), "<README>", "exec"), names)
+        examples.run(_python_block(), names, "README")
     assert loss(model, new_data[0]).item() < before
 
     report = names["optimizer"].report()
@@ -101,8 +39,28 @@ def test_the_readmes_code_trains_and_keeps_out(make, tmp_path, monkeypatch, caps
     assert share.inside < 1e-10  # a share of squared norms: 1e-5 of the norm, in float32
     assert str(report) in capsys.readouterr().out
 
-    written = Atlas.load(tmp_path / "know.atlas.safetensors", base=names["before"])
+    written = Atlas.load(tmp_path / "mine.atlas.safetensors", base=names["before"])
     assert written.names == names["know"].names
+
+
+def test_the_merges_of_the_readme_give_folders_that_load(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    model = examples.save_family(tmp_path, "llama", "llama-code", "llama-math")
+    (tmp_path / "recipe.yml").write_text(examples.blocks(README, "yaml")[0])
+    lines = [words for words in examples.commands(README) if words[0] == "merge"]
+    assert any("recipe.yml" in words for words in lines)
+    for words in lines:
+        assert cli.main([*words, "--quiet"]) == 0, words
+    data = [{"input_ids": torch.randint(0, 64, (2, 16))}]
+    know = Atlas.from_activations(model, data, energy=0.8)
+    examples.run(examples.blocks(README, "python")[1], {"know": know}, "README")
+    merged = {path.name for path in tmp_path.glob("merged*")}
+    assert merged == {"merged", "merged-ties", "merged-around"}
+    for name in merged:
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
+    assert know.update_share(tmp_path / "llama", tmp_path / "merged-around").inside < 1e-10
+    assert know.update_share(tmp_path / "llama", tmp_path / "merged").inside > 0.01
 
 
 def test_the_block_is_about_ten_lines():
@@ -160,4 +118,4 @@ loss = lambda model, x: model(x).square().mean()
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "know.atlas.safetensors").is_file()
+    assert (tmp_path / "mine.atlas.safetensors").is_file()
