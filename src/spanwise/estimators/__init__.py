@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING
 from spanwise._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    pass
+    from spanwise.estimators._spm.solve import SymmetricCPInfo as SymmetricCPInfo
+    from spanwise.estimators._spm_estimator import SubspacePowerMethod as SubspacePowerMethod
+    from spanwise.estimators._symmetric_cp import symmetric_cp as symmetric_cp
 
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "SubspacePowerMethod": "_spm_estimator",
+    "SymmetricCPInfo": "_spm.solve",
+    "symmetric_cp": "_symmetric_cp",
+}
 
-__all__: list[str] = []
+__all__ = ["SubspacePowerMethod", "SymmetricCPInfo", "symmetric_cp"]
 
 __getattr__, __dir__ = lazy_attributes(
     "spanwise.estimators",

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from sklearn.utils.validation import (  # noqa: E402
     check_is_fitted,
     validate_data,  # pyrefly: ignore[missing-module-attribute]
 )
+
+E = TypeVar("E", bound="Estimator")
 
 FORMAT = "spanwise-estimator"
 VERSION = "1"
@@ -71,7 +73,7 @@ class Estimator(BaseEstimator):
         return save_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[E], path: str | Path) -> E:
         """Read what `save` wrote. Nothing is unpickled; tuples come back as lists.
 
         Args:

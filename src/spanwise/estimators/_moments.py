@@ -1,0 +1,119 @@
+"""Moments and cumulants of data, flattened, from sums over samples: nothing of size d^m."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spanwise.linalg.symmetric import SymmetricSpace
+
+_ENTRIES = 2**21
+"""Of the powers of one block of samples."""
+
+
+def moment_flattening(
+    X: Float[Tensor, "n d"],
+    rows: SymmetricSpace,
+    columns: SymmetricSpace,
+    *,
+    cumulant: bool = False,
+    noise_variance: float | str | None = None,
+) -> tuple[Float[Tensor, "C c"], float]:
+    """The mean of x^m, flattened, in coordinates of the distinct entries.
+
+    Args:
+        X: Samples in rows, float64.
+        rows: Symmetric tensors of order n.
+        columns: Symmetric tensors of order m - n.
+        cumulant: The cumulant in its place; orders 3 and 4.
+        noise_variance: Variance of isotropic Gaussian noise whose part is taken out, orders 3 and
+            4; `"auto"` estimates it, order 4.
+
+    Returns:
+        The flattening, and the noise variance that was used.
+    """
+    order = rows.order + columns.order
+    n, d = X.shape
+    if order > 4 and (cumulant or noise_variance is not None):
+        raise ValueError(
+            f"cumulant and noise_variance need order 3 or 4, got order {order}. Only the plain "
+            "moment is known here for higher orders."
+        )
+    if cumulant and noise_variance is not None:
+        raise ValueError("a cumulant holds no Gaussian noise already: leave noise_variance None.")
+    if cumulant:
+        X = X - X.mean(0)
+    M = X.new_zeros(rows.dim, columns.dim)
+    step = max(1, _ENTRIES // rows.dim)
+    for start in range(0, n, step):
+        block = X[start : start + step].mT
+        left = rows.power(block)
+        right = left if rows is columns else columns.power(block)
+        M.addmm_(left, right.mT, alpha=1 / n)
+    if cumulant and order == 4:
+        covariance = X.mT @ X / n
+        M -= 3 * symmetric_product(covariance, covariance, rows)
+    if noise_variance is None:
+        return M, 0.0
+    identity = torch.eye(d, dtype=X.dtype, device=X.device)
+    if order == 3:
+        if noise_variance == "auto":
+            raise ValueError('noise_variance="auto" needs order 4. Give a number.')
+        variance = float(noise_variance)
+        return M - 3 * variance * vector_product(X.mean(0), rows), variance
+    once = symmetric_product(X.mT @ X / n, identity, rows)
+    twice = symmetric_product(identity, identity, rows)
+    if noise_variance == "auto":
+        most = float(torch.linalg.eigvalsh(X.mT @ X / n)[0])
+        variance = _estimate(M, once, twice, max(most, 0.0))
+    else:
+        variance = float(noise_variance)
+    # E[(x + z)^4] has 6 s sym(E[x x] I) + 3 s^2 sym(I I) more; E[x x] is the data's less s I.
+    return M - 6 * variance * once + 3 * variance**2 * twice, variance
+
+
+def symmetric_product(
+    P: Float[Tensor, "d d"], Q: Float[Tensor, "d d"], space: SymmetricSpace
+) -> Float[Tensor, "C C"]:
+    """The flattening of the mean over all permutations of P_ij Q_kl."""
+    i, j = space.index.unbind(-1)
+    total = P[i, j].unsqueeze(-1) * Q[i, j] + Q[i, j].unsqueeze(-1) * P[i, j]
+    for a, b in ((i, j), (j, i)):
+        # Row index (i j), column index (k l): pairs (i k)(j l) and (i l)(j k), each both ways.
+        total = total + P[a][:, i] * Q[b][:, j] + Q[a][:, i] * P[b][:, j]
+    return total * (space.scale.unsqueeze(-1) * space.scale / 6)
+
+
+def vector_product(v: Float[Tensor, " d"], space: SymmetricSpace) -> Float[Tensor, "C d"]:
+    """The flattening of the mean over all permutations of v_i I_jk, order 2 by order 1."""
+    i, j = space.index.unbind(-1)
+    identity = torch.eye(len(v), dtype=v.dtype, device=v.device)
+    total = identity[i, j].unsqueeze(-1) * v + v[i].unsqueeze(-1) * identity[j]
+    total = total + v[j].unsqueeze(-1) * identity[i]
+    return total * (space.scale.unsqueeze(-1) / 3)
+
+
+def _estimate(M: Tensor, once: Tensor, twice: Tensor, most: float) -> float:
+    """The smallest variance at which the moment without it has a null vector.
+
+    Up to the true variance what is left is a moment, so positive semidefinite; beyond it no more.
+    Newton's method on the smallest eigenvalue, between bounds.
+
+    Args:
+        M: The moment.
+        once: The symmetric product of the second moment and the identity.
+        twice: That of the identity and itself.
+        most: The smallest eigenvalue of the second moment, an upper bound.
+    """
+    low, high, s = 0.0, most, 0.0
+    rounding = 1e-14 * float(M.norm())
+    for _ in range(60):
+        values, vectors = torch.linalg.eigh(M - 6 * s * once + 3 * s * s * twice)
+        smallest, v = float(values[0]), vectors[:, 0]
+        low, high = (s, high) if smallest > 0 else (low, s)
+        slope = float(v @ (6 * s * twice - 6 * once) @ v)
+        step = s - smallest / slope if slope < 0 else high
+        new = step if low < step < high else (low + high) / 2
+        if abs(smallest) < rounding or abs(new - s) <= 1e-13 * most:
+            break
+        s = new
+    return s

@@ -1,0 +1,1 @@
+"""The parts of the subspace power method: flattening, objective, search, decomposition."""

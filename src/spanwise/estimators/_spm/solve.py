@@ -1,0 +1,129 @@
+"""From a spectrum to weights and components, in a canonical order and sign."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spanwise.estimators._spm.objective import Objective
+from spanwise.estimators._spm.search import Log, polish, search, warn_unreached
+from spanwise.estimators._spm.spectrum import Spectrum, decompose
+from spanwise.linalg.symmetric import SymmetricSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to search."""
+
+    component_tol: float = 1e-2
+    """1 - f up to which a maximum counts as a component, where none is exact; in (0, 1)."""
+    max_iter: int = 200
+    """Power steps of a start at most."""
+    n_tries: int = 3
+    """Batches of starts without a component, after which the best point is taken."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.component_tol < 1:
+            raise ValueError(f"component_tol must be in (0, 1), got {self.component_tol}.")
+        for name in ("max_iter", "n_tries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymmetricCPInfo:
+    """How a decomposition went."""
+
+    eigenvalues: Any
+    """Of the flattening, largest magnitude first; singular values for odd orders."""
+    fit: Any
+    """f of each component: the squared cosine between a^n and the flattening's range."""
+    residual: float
+    """||T - sum w a^m|| / ||T||, Frobenius; 0 for the zero tensor."""
+    rounds: int
+    """Batches of starts."""
+    starts: int
+    """Starts, over all batches."""
+    power_steps: int
+    """Power steps, over all starts."""
+    newton_steps: int
+    """Gauss-Newton and Newton steps, over all starts."""
+    n_unreached: int
+    """Components that no start reached within the tolerance."""
+
+
+def solve_flattening(
+    M: Float[Tensor, "C c"],
+    rows: SymmetricSpace,
+    columns: SymmetricSpace,
+    rank: int | None,
+    rank_tol: float,
+    options: Options,
+    generator: torch.Generator,
+    check: Callable[[int], None],
+) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], SymmetricCPInfo]:
+    """Weights, components and what to tell, of a flattening in coordinates.
+
+    Args:
+        M: The flattening.
+        rows: Its left space.
+        columns: Its right space.
+        rank: Number of components, or None.
+        rank_tol: Share of the eigenvalues' size that counts.
+        options: Of the search.
+        generator: Of the starts.
+        check: Is called with the rank, and may raise.
+    """
+    peak = float(M.abs().max())
+    if peak == 0:
+        none = M.new_zeros(0)
+        info = SymmetricCPInfo(
+            eigenvalues=none, fit=none, residual=0.0, rounds=0, starts=0, power_steps=0,
+            newton_steps=0, n_unreached=0,
+        )  # fmt: skip
+        return none, M.new_zeros(rows.d, 0), info
+    # Squares of entries near the ends of the exponent's range would leave it.
+    M = M / peak
+    spectrum = decompose(M, rows, columns, rank, rank_tol)
+    check(spectrum.rank)
+    w, A, log = _solve(spectrum, options, generator)
+    left, right = rows.power(A), columns.power(A)
+    error = torch.addmm(M, left * w, right.mT, alpha=-1).norm()
+    info = SymmetricCPInfo(
+        eigenvalues=spectrum.eigenvalues * peak,
+        fit=(spectrum.V.mT @ left).square().sum(0),
+        residual=float(error / M.norm()),
+        rounds=log.rounds,
+        starts=log.starts,
+        power_steps=log.power_steps,
+        newton_steps=log.newton_steps,
+        n_unreached=len(log.failed),
+    )
+    return w * peak, A, info
+
+
+def _solve(
+    spectrum: Spectrum, options: Options, generator: torch.Generator
+) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], Log]:
+    """Weights and unit components; largest weight first, largest entry of each positive."""
+    log = Log()
+    A = search(
+        spectrum,
+        generator=generator,
+        max_iter=options.max_iter,
+        n_tries=options.n_tries,
+        tol=options.component_tol,
+        log=log,
+    )
+    if not A.shape[1]:
+        return A.new_zeros(0), A, log
+    A = polish(Objective(spectrum.rows, spectrum.V, spectrum.rest), A, log)
+    warn_unreached(log, options.component_tol, A.shape[1])
+    peak = A.gather(0, A.abs().argmax(0, keepdim=True)).sign()
+    A = A * peak
+    w = spectrum.weights(A)
+    order = w.abs().argsort(descending=True, stable=True)
+    return w[order], A[:, order], log

@@ -1,0 +1,172 @@
+"""`SubspacePowerMethod`: symmetric decompositions and moments, the scikit-learn way."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.estimators._arrays import Back, make_generator, to_numpy
+from spanwise.estimators._base import Estimator
+from spanwise.estimators._moments import moment_flattening
+from spanwise.estimators._spm.solve import Options, SymmetricCPInfo, solve_flattening
+from spanwise.estimators._spm.spectrum import spaces
+from spanwise.estimators._symmetric_cp import check_rank, converted, symmetric_cp
+
+
+class SubspacePowerMethod(Estimator):
+    """Components of a symmetric tensor, or of a moment of data: T = sum of w_i a_i^m.
+
+    `fit(T)` takes a tensor, `fit_moments(X)` samples. For anything else that `symmetric_cp`
+    takes, see there.
+
+    Args:
+        order: m of `fit_moments`, at least 3. `fit` takes it from the tensor.
+        rank: Number of components, or None to count eigenvalues.
+        rank_tol: Eigenvalues count above `rank_tol` mean(D^2) / mean(|D|).
+        component_tol: In noise, 1 - f up to which a maximum is a component.
+        max_iter: Power steps of a start at most.
+        n_tries: Batches of starts without a component, before the best point is taken.
+        symmetrize: Whether `fit` decomposes the nearest symmetric tensor.
+        force: Warn about a rank above the bound, instead of refusing it.
+        random_state: None is seed 0; an integer, or a generator of torch or numpy.
+
+    Attributes:
+        weights_: `(r,)`, largest magnitude first.
+        components_: `(r, d)`, unit rows whose largest entry is positive.
+        rank_: r.
+        order_: m.
+        eigenvalues_: Of the flattening, largest magnitude first: a scree plot for the rank.
+        fit_: f of each component, 1 where it is exact.
+        residual_: ||T - sum w a^m|| / ||T||.
+        n_iter_: Power, Gauss-Newton and Newton steps over all starts.
+        noise_variance_: What `fit_moments` took out.
+        n_features_in_: d.
+    """
+
+    def __init__(
+        self,
+        order: int = 4,
+        rank: int | None = None,
+        *,
+        rank_tol: float = 1e-4,
+        component_tol: float = 1e-2,
+        max_iter: int = 200,
+        n_tries: int = 3,
+        symmetrize: bool = False,
+        force: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.order = order
+        self.rank = rank
+        self.rank_tol = rank_tol
+        self.component_tol = component_tol
+        self.max_iter = max_iter
+        self.n_tries = n_tries
+        self.symmetrize = symmetrize
+        self.force = force
+        self.random_state = random_state
+
+    def fit(self, T: Any, y: Any = None) -> "SubspacePowerMethod":
+        """Decompose the tensor `T`, m axes of length d; `y` is ignored.
+
+        Raises:
+            ValueError: As `symmetric_cp` does.
+        """
+        weights, factor, info = symmetric_cp(
+            T,
+            self.rank,
+            rank_tol=self.rank_tol,
+            component_tol=self.component_tol,
+            max_iter=self.max_iter,
+            n_tries=self.n_tries,
+            symmetrize=self.symmetrize,
+            force=self.force,
+            random_state=self.random_state,
+        )
+        order = T.ndim if hasattr(T, "ndim") else len(_shape(T))
+        return self._keep(weights, factor, info, order, 0.0)
+
+    def fit_moments(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        cumulant: bool = False,
+        noise_variance: float | str | None = None,
+    ) -> "SubspacePowerMethod":
+        """Decompose the moment of order m of samples, without forming d^m entries.
+
+        Only the flattening between distinct entries is held, 1 / (n! (m - n)!) of them.
+
+        Args:
+            X: Samples in rows, `(N, d)`.
+            y: Ignored.
+            cumulant: The cumulant of order 3 or 4 instead, as independent sources ask for:
+                x = A s has the cumulant sum kurt(s_i) a_i^4.
+            noise_variance: Variance of isotropic Gaussian noise to take out of the moment, orders
+                3 and 4; `"auto"` estimates it where the rank leaves room (order 4).
+
+        Raises:
+            ValueError: If the options do not fit the order, or the rank is above the bound.
+        """
+        if self.order < 3:
+            raise ValueError(
+                f"order must be at least 3, got {self.order}: an order of 2 has no unique "
+                "decomposition."
+            )
+        if isinstance(noise_variance, str) and noise_variance != "auto":
+            raise ValueError(
+                f'noise_variance must be a number, None or "auto", got {noise_variance!r}.'
+            )
+        if noise_variance is not None and noise_variance != "auto" and float(noise_variance) < 0:
+            raise ValueError(f"noise_variance must not be negative, got {noise_variance}.")
+        options = Options(
+            component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries
+        )
+        samples, back = self._samples(X, reset=True)
+        d, order, dtype = samples.shape[1], self.order, samples.dtype
+        check_rank(self.rank, self.rank_tol, d, order, self.force)
+        rows, columns = spaces(d, order, samples.device)
+        M, variance = moment_flattening(
+            samples.double(), rows, columns, cumulant=cumulant, noise_variance=noise_variance
+        )
+        weights, factor, info = solve_flattening(
+            M, rows, columns, self.rank, self.rank_tol, options,
+            make_generator(self.random_state),
+            lambda r: check_rank(
+                r, self.rank_tol, d, order, self.force, found=self.rank is None
+            ),
+        )  # fmt: skip
+        to = _typed(back, dtype)
+        return self._keep(to(weights), to(factor), converted(info, to), order, variance)
+
+    @property
+    def cp_tensor_(self) -> tuple[Any, list[Any]]:
+        """As tensorly has it: `(weights, [factor] * m)`, factor `(d, r)`."""
+        return self.weights_, [self.components_.T] * self.order_
+
+    def _keep(
+        self, weights: Any, factor: Any, info: SymmetricCPInfo, order: int, variance: float
+    ) -> "SubspacePowerMethod":
+        self.weights_ = weights
+        self.components_ = factor.T
+        self.rank_ = len(weights)
+        self.order_ = order
+        self.eigenvalues_ = info.eigenvalues
+        self.fit_ = info.fit
+        self.residual_ = info.residual
+        self.n_iter_ = info.power_steps + info.newton_steps
+        self.noise_variance_ = variance
+        self.n_features_in_ = factor.shape[0]
+        return self
+
+
+def _typed(back: Back, dtype: torch.dtype) -> Back:
+    def to(result: Tensor) -> Any:
+        return back(result.to(dtype))
+
+    return to
+
+
+def _shape(T: Any) -> tuple[int, ...]:
+    return to_numpy(torch.as_tensor(T)).shape

@@ -1,0 +1,315 @@
+"""GODS: a pair of orthonormal frames that holds normal data between its hyperplanes."""
+
+import math
+import warnings
+from typing import Any, Self, get_args
+
+import torch
+from sklearn.base import OutlierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from spanwise.estimators._arrays import Back, make_generator
+from spanwise.estimators._base import Estimator
+from spanwise.estimators._gods.features import (
+    Kernel,
+    Scaling,
+    column_scales,
+    gram,
+    kernel_map,
+    scale_rows,
+)
+from spanwise.estimators._gods.objective import Objective, mirrored
+from spanwise.estimators._gods.pyod import PyodAdapter
+from spanwise.estimators._gods.starts import PAIR, Start, begin
+from spanwise.linalg import riemannian_cg
+
+
+class GODS(OutlierMixin, Estimator):
+    """One-class learning with two frames W1, W2 of k orthonormal directions each.
+
+    Normal data lies on the positive side of every hyperplane of the first frame and on the
+    negative side of every one of the second, and near both:
+
+        F = sum_i [eta - min_j (W1^T x_i + b1)_j]_+^2 + sum_i [eta + max_j (W2^T x_i + b2)_j]_+^2
+            + lam sum_i (|W1^T x_i + b1|^2 + |W2^T x_i + b2|^2)
+
+    A sample's score is its smallest margin, min(min_j (W1^T x + b1)_j, min_j -(W2^T x + b2)_j):
+    the distance, in units of the (scaled) data, by which it is inside. k = 1 is BODS. With a
+    kernel the frames act on kernel principal coordinates (KODS), exactly.
+
+    Args:
+        n_directions: k, at most the number of features; more are clipped with a warning.
+        eta: Margin to reach, above 0, in units of the (scaled) data.
+        lam: Weight of the squared distances, at least 0. Sums over samples, as the hinges.
+        coupling: Weight, at least 0, of |b1 - b2|^2 - 2 tr(W1^T W2), which pulls the two frames
+            together as in BODS; 0 is the released code.
+        scaling: `"standard"`: columns to mean 0 and deviation 1. `"rows"`: samples to length 1,
+            as in the released code unless told otherwise. None: as they are.
+        kernel: None, `"linear"`, `"rbf"`, or a function of two arrays `(n, d)`, `(m, d)` that
+            returns `(n, m)`; it has to be positive semi-definite.
+        gamma: Of the rbf kernel exp(-gamma |x - y|^2); None: 1 / (d times the variance of X).
+        n_components: Kernel coordinates at most; None: all of numerical rank.
+        max_landmarks: With more samples than this, the kernel's coordinates come from so many of
+            them, drawn at random (Nystrom).
+        contamination: None: a sample is normal if its score is at least 0, the paper's rule. In
+            `(0, 0.5]`: this share of the training data is not.
+        start: Where the descent begins: `"one_sided"`, each classifier from a random frame by
+            itself; `"slab"`, on the k smallest principal directions, one frame on each side of
+            the data; `"random"`; `"official"`, the released code's, whose one-sided solutions are
+            swapped and lose their biases.
+        max_iter: Steps of Riemannian conjugate gradient at most.
+        tol: The descent is done once the gradient's norm, over the number of samples, is below.
+        retries: Searches that may fail in a row; see `spanwise.linalg.riemannian_cg`.
+        n_init: Starts, run as one batch; the lowest F wins.
+        random_state: Seed or generator of the starts and landmarks; None is seed 0.
+
+    Attributes:
+        frames_: W1 and W2, `(2, d, k)`, on scaled features or kernel coordinates.
+        biases_: b1 and b2, `(2, k)`.
+        offset_: What `decision_function` subtracts from the score.
+        objective_: F at the end.
+        n_iter_: Accepted steps of the start that won.
+        center_: Mean of the features that the frames see, the reference of `explain`.
+        n_features_in_: Features of X; with `feature_names_in_` where X has them.
+
+    Raises:
+        ValueError: From `fit`, if a parameter or X is out of range.
+        TypeError: If X is sparse.
+
+    Sources:
+        Wang and Cherian, "GODS: Generalized One-class Discriminative Subspaces for Anomaly
+        Detection", 2019; Cherian and Wang, "Generalized One-Class Learning Using Pairs of
+        Complementary Classifiers", 2022.
+    """
+
+    frames_: Any
+    biases_: Any
+    center_: Any
+    offset_: float
+    objective_: float
+    n_iter_: int
+    n_features_in_: int
+
+    def __init__(
+        self,
+        n_directions: int = 2,
+        *,
+        eta: float = 0.01,
+        lam: float = 0.001,
+        coupling: float = 0.0,
+        scaling: Scaling | None = None,
+        kernel: Kernel | None = None,
+        gamma: float | None = None,
+        n_components: int | None = None,
+        max_landmarks: int = 5000,
+        contamination: float | None = None,
+        start: Start = "one_sided",
+        max_iter: int = 1000,
+        tol: float = 1e-6,
+        retries: int = 3,
+        n_init: int = 1,
+        random_state: Any = None,
+    ) -> None:
+        self.n_directions = n_directions
+        self.eta = eta
+        self.lam = lam
+        self.coupling = coupling
+        self.scaling = scaling
+        self.kernel = kernel
+        self.gamma = gamma
+        self.n_components = n_components
+        self.max_landmarks = max_landmarks
+        self.contamination = contamination
+        self.start = start
+        self.max_iter = max_iter
+        self.tol = tol
+        self.retries = retries
+        self.n_init = n_init
+        self.random_state = random_state
+
+    @torch.no_grad()
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Find the frames.
+
+        Args:
+            X: Normal samples, `(n, d)`.
+            y: Ignored.
+        """
+        x, back = self._samples(X, reset=True)
+        self._check_parameters()
+        generator = make_generator(self.random_state)
+        z = self._fit_features(x, back, generator)
+        k = self.n_directions
+        if k > z.shape[1]:
+            k = z.shape[1]
+            warnings.warn(
+                f"n_directions = {self.n_directions} exceeds the {k} features: {k} are used.",
+                stacklevel=2,
+            )
+        objective = Objective(z, self.eta, self.lam, self.coupling)
+        found = riemannian_cg(
+            objective.cost,
+            objective.gradient,
+            begin(z, k, self.eta, self.start, self.n_init, generator),
+            PAIR,
+            iterations=self.max_iter,
+            gradient_tolerance=self.tol * len(z),
+            retries=self.retries,
+        )
+        best = int(found.cost.argmin())
+        frames, biases = mirrored(found.point[0][best], found.point[1][best])
+        self.frames_, self.biases_ = back(frames), back(biases)
+        self.center_ = back(z.mean(dim=0))
+        self.objective_ = float(found.cost[best])
+        self.n_iter_ = max(1, int(found.iterations[best]))
+        if not bool(found.converged[best]):
+            warnings.warn(
+                f"GODS did not converge in max_iter = {self.max_iter} steps: the gradient's norm "
+                f"is {float(found.gradient_norm[best]) / len(z):.1e} a sample, tol = {self.tol}. "
+                "Raise max_iter or tol, or scale the data with scaling='standard'.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.offset_ = 0.0
+        if self.contamination is not None:
+            scores = self._margins(z).flatten(1).amin(dim=1)
+            self.offset_ = float(torch.quantile(scores.double(), self.contamination))
+        return self
+
+    @torch.no_grad()
+    def margins(self, X: Any) -> Any:
+        """How far inside each hyperplane a sample is, `(n, 2, k)`; negative outside.
+
+        Those of W1 are W1^T x + b1, those of W2 are -(W2^T x + b2).
+        """
+        z, back = self._features(X)
+        return back(self._margins(z))
+
+    @torch.no_grad()
+    def score_samples(self, X: Any) -> Any:
+        """The smallest margin of each sample, `(n,)`; higher is more normal."""
+        z, back = self._features(X)
+        return back(self._margins(z).flatten(1).amin(dim=1))
+
+    def decision_function(self, X: Any) -> Any:
+        """`score_samples(X) - offset_`; negative for outliers."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> Any:
+        """1 for inliers, -1 for outliers."""
+        inside = self.decision_function(X) >= 0
+        return 2 * (inside.long() if isinstance(inside, Tensor) else inside.astype(int)) - 1
+
+    @torch.no_grad()
+    def explain(self, X: Any) -> Any:
+        """What each feature adds to a sample's score, `(n, d)`.
+
+        The score is one direction's margin, linear in the (scaled) features: a row sums to that
+        margin minus its value at the training mean. The most negative entries say why a sample
+        is an outlier.
+
+        Raises:
+            ValueError: With a kernel, whose coordinates are no features.
+        """
+        check_is_fitted(self)
+        if self.kernel is not None:
+            raise ValueError(
+                "explain needs kernel=None: kernel coordinates are no features. Use margins(X) to "
+                "see which hyperplane a sample crosses."
+            )
+        z, back = self._features(X)
+        frames, _ = mirrored(_like(self.frames_, z), _like(self.biases_, z))
+        active = self._margins(z).flatten(1).argmin(dim=1)
+        directions = frames.mT.reshape(-1, z.shape[1])[active]
+        return back(directions * (z - _like(self.center_, z)))
+
+    def as_pyod(self, contamination: float = 0.1) -> PyodAdapter:
+        """A detector with PyOD's habits around this one: `fit` it, then ask for outliers.
+
+        Args:
+            contamination: Share of the training data that is labelled outlier.
+        """
+        return PyodAdapter(self, contamination)
+
+    def _check_parameters(self) -> None:
+        for name, least in (
+            ("n_directions", 1), ("max_iter", 0), ("retries", 0), ("n_init", 1),
+            ("max_landmarks", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.n_components is not None and self.n_components < 1:
+            raise ValueError(f"n_components must be None or at least 1, got {self.n_components}.")
+        for name, strict in (("eta", True), ("lam", False), ("coupling", False), ("tol", False)):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (strict and value == 0):
+                bound = "above 0" if strict else "at least 0"
+                raise ValueError(f"{name} must be finite and {bound}, got {value}.")
+        if self.contamination is not None and not 0 < self.contamination <= 0.5:
+            raise ValueError(
+                f"contamination must be None or in (0, 0.5], got {self.contamination}."
+            )
+        if self.gamma is not None and not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma must be None or above 0, got {self.gamma}.")
+        for name, value, known in (
+            ("start", self.start, get_args(Start)),
+            ("scaling", self.scaling, (None, *get_args(Scaling))),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}."
+                )
+        if self.kernel not in (None, "linear", "rbf") and not callable(self.kernel):
+            raise ValueError(
+                f"kernel must be None, 'linear', 'rbf' or a function, got {self.kernel!r}."
+            )
+
+    def _fit_features(self, x: Tensor, back: Back, generator: torch.Generator) -> Tensor:
+        """Learn the scaling and the kernel's coordinates, and return those of `x`."""
+        if self.scaling == "standard":
+            self.mean_, self.scale_ = back(x.mean(dim=0)), back(column_scales(x))
+        x = self._scaled(x)
+        if self.kernel is None:
+            return x
+        if self.gamma is not None:
+            self.gamma_ = float(self.gamma)
+        else:
+            spread = float(x.var(correction=0))
+            self.gamma_ = 1 / (x.shape[1] * spread) if spread > 0 else 1.0
+        landmarks = x
+        if len(x) > self.max_landmarks:
+            rows = torch.randperm(len(x), generator=generator)[: self.max_landmarks]
+            landmarks = x[rows.to(x.device)]
+        own = gram(self.kernel, self.gamma_, landmarks, landmarks)
+        projector = kernel_map(own, self.n_components)
+        self.landmarks_, self.projector_ = back(landmarks), back(projector)
+        return (own if landmarks is x else gram(self.kernel, self.gamma_, x, landmarks)) @ projector
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if self.scaling == "rows":
+            return scale_rows(x)
+        if self.scaling == "standard":
+            return (x - _like(self.mean_, x)) / _like(self.scale_, x)
+        return x
+
+    def _features(self, X: Any) -> tuple[Tensor, Back]:
+        check_is_fitted(self)
+        x, back = self._samples(X, reset=False)
+        x = self._scaled(x)
+        if self.kernel is not None:
+            k = gram(self.kernel, self.gamma_, x, _like(self.landmarks_, x))
+            x = k @ _like(self.projector_, x)
+        return x, back
+
+    def _margins(self, z: Tensor) -> Tensor:
+        frames, biases = mirrored(_like(self.frames_, z), _like(self.biases_, z))
+        flat = z @ frames.mT.reshape(-1, z.shape[1]).mT
+        return flat.view(len(z), *biases.shape) + biases
+
+
+def _like(held: Any, x: Tensor) -> Tensor:
+    """A fitted array as a tensor beside `x`."""
+    return torch.as_tensor(held).to(x)

@@ -1,0 +1,181 @@
+"""Symmetric tensors in the coordinates of their distinct entries.
+
+A symmetric tensor of order n over R^d has C = binom(d + n - 1, n) distinct entries, one for each
+sorted multi-index. Each is kept times the root of how often it occurs, so that inner products of
+coordinates are those of the d^n entries: orthonormal there is orthonormal here, at up to n! times
+less memory.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SymmetricSpace:
+    """The symmetric tensors of one order over R^d, an inner product space of dimension C."""
+
+    d: int
+    """Dimension of the underlying space, at least 1."""
+    order: int
+    """Order n, at least 1."""
+    dtype: torch.dtype = torch.float64
+    """Of `scale`."""
+    device: torch.device | None = None
+    """Where the tables live; the CPU by default."""
+
+    def __post_init__(self) -> None:
+        if self.d < 1 or self.order < 1:
+            raise ValueError(
+                f"d and order must be at least 1, got d = {self.d}, order = {self.order}."
+            )
+        if self.d**self.order >= 2**63:
+            raise ValueError(
+                f"{self.d}^{self.order} entries cannot be numbered by 64-bit integers."
+            )
+
+    @cached_property
+    def dim(self) -> int:
+        """C, the number of coordinates."""
+        return math.comb(self.d + self.order - 1, self.order)
+
+    @cached_property
+    def index(self) -> Int[Tensor, "C n"]:
+        """The sorted multi-index of each coordinate, in lexicographic order."""
+        axis = torch.arange(self.d, device=self.device)
+        if self.order == 1:
+            return axis.unsqueeze(-1)
+        return torch.combinations(axis, self.order, with_replacement=True)
+
+    @cached_property
+    def scale(self) -> Float[Tensor, " C"]:
+        """The root of how many of the d^n entries each coordinate stands for."""
+        repeats = torch.ones(self.dim, dtype=torch.int64, device=self.device)
+        run = repeats.clone()
+        for before, after in pairwise(self.index.unbind(-1)):
+            run = torch.where(before == after, run + 1, 1)
+            repeats *= run  # after a run of length l this has gained l!
+        return (math.factorial(self.order) / repeats.double()).sqrt().to(self.dtype)
+
+    @cached_property
+    def lower(self) -> "SymmetricSpace":
+        """The space of one order less."""
+        return SymmetricSpace(self.d, self.order - 1, self.dtype, self.device)
+
+    @cached_property
+    def grown(self) -> Int[Tensor, "d c"]:
+        """The coordinate whose multi-index is i together with that of `lower`'s coordinate."""
+        if self.order == 1:
+            return torch.arange(self.d, device=self.device).unsqueeze(-1)
+        other = self.lower.index.expand(self.d, -1, -1)
+        first = (
+            torch.arange(self.d, device=self.device).view(-1, 1, 1).expand(-1, other.shape[1], 1)
+        )
+        return self.locate(torch.cat([first, other], dim=-1))
+
+    def locate(self, index: Int[Tensor, "*batch n"]) -> Int[Tensor, "*batch"]:
+        """The coordinate of each multi-index, sorted or not."""
+        weights = self.d ** torch.arange(self.order - 1, -1, -1, device=self.device)
+        codes = (self.index * weights).sum(-1)
+        return torch.searchsorted(codes, (index.sort(-1).values * weights).sum(-1))
+
+    @cached_property
+    def entries(self) -> Int[Tensor, " C"]:
+        """Where, among the d^n entries in row-major order, each coordinate's own entry lies."""
+        weights = self.d ** torch.arange(self.order - 1, -1, -1, device=self.device)
+        return (self.index * weights).sum(-1)
+
+    def power(self, x: Float[Tensor, "d b"]) -> Float[Tensor, "C b"]:
+        """Coordinates of the n-fold outer power of each column; its norm is that column's to n."""
+        first, *others = self.index.unbind(-1)
+        found = x[first]
+        for axis in others:
+            found *= x[axis]
+        return found.mul_(self.scale.unsqueeze(-1))
+
+    def contract(
+        self, coordinates: Float[Tensor, "C b"], x: Float[Tensor, "d b"], axes: int = 1
+    ) -> Float[Tensor, "c b"]:
+        """Each tensor contracted with its column of `x` along all axes but `axes`.
+
+        Returns:
+            The distinct entries, not scaled, of what is left: the vector for `axes=1`.
+        """
+        space = self
+        found = coordinates / self.scale.unsqueeze(-1)
+        while space.order > axes:
+            grown = space.grown
+            held = found[grown.reshape(-1)].view(*grown.shape, -1)
+            found = held.mul_(x.unsqueeze(1)).sum(0)
+            space = space.lower
+        return found
+
+    def contract_to_matrices(
+        self, coordinates: Float[Tensor, "C b"], x: Float[Tensor, "d b"]
+    ) -> Float[Tensor, "b d d"]:
+        """Each tensor contracted with its column of `x` along all axes but two."""
+        space = self
+        while space.order > 2:
+            space = space.lower
+        found = self.contract(coordinates, x, axes=2)
+        return found[space.grown.reshape(-1)].view(self.d, self.d, -1).permute(2, 0, 1)
+
+    def opened(self, basis: Float[Tensor, "C k"]) -> Float[Tensor, "c d k"]:
+        """`basis` as a linear map on powers of order n - 1: a d x k matrix from each.
+
+        `opened(V)` contracted with `lower.power(x)` along its first axis is V contracted with x
+        along all axes but one. Order 2 and above.
+        """
+        held = (basis / self.scale.unsqueeze(-1))[self.grown.mT.reshape(-1)]
+        held = held.view(self.lower.dim, self.d, -1)
+        return held.mul_(self.lower.scale.view(-1, 1, 1))
+
+
+def flatten_symmetric(
+    tensor: Tensor, rows: SymmetricSpace, columns: SymmetricSpace
+) -> Float[Tensor, "C c"]:
+    """A symmetric tensor of order n + n' as the map between both spaces' coordinates.
+
+    It has the singular values of the d^n x d^n' flattening, at (n! n'!) times less memory.
+
+    Args:
+        tensor: With `rows.order + columns.order` axes of length d.
+        rows: Symmetric tensors of order n.
+        columns: Symmetric tensors of order n'.
+    """
+    flat = tensor.reshape(rows.d**rows.order, columns.d**columns.order)
+    picked = flat[rows.entries][:, columns.entries].to(rows.dtype)
+    return picked.mul_(rows.scale.unsqueeze(-1)).mul_(columns.scale)
+
+
+def asymmetry(tensor: Tensor) -> float:
+    """The largest difference between an entry and one of a permuted index.
+
+    Two permutations generate all: the exchange of the first two axes, and the cycle.
+    """
+    if tensor.ndim < 2 or not tensor.numel():
+        return 0.0
+    found = (tensor - tensor.transpose(0, 1)).abs().max()
+    if tensor.ndim > 2:
+        found = torch.maximum(found, (tensor - tensor.movedim(0, -1)).abs().max())
+    return float(found)
+
+
+def symmetrize(tensor: Tensor) -> Tensor:
+    """The symmetric tensor nearest to `tensor`: the mean over all permutations of its axes.
+
+    Done as a mean over the places of one axis after the other: m (m - 1) / 2 additions, not m!.
+    """
+    found = tensor
+    for axes in range(2, tensor.ndim + 1):
+        # A mean over where the last of these axes is put, of what is symmetric in the others.
+        total = found.clone()
+        for place in range(axes - 1):
+            total += found.movedim(axes - 1, place)
+        found = total / axes
+    return found
