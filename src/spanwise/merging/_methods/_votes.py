@@ -36,10 +36,6 @@ class Votes:
             total.add_(sign.abs_(), alpha=weight)
         self._size.add_(update.abs_(), alpha=abs(weight))
 
-    def balance(self) -> float:
-        """How many entries are positive, less how many are negative."""
-        return float(self._sum.sign().sum(dtype=torch.float64))
-
     def result(self, undecided: float) -> Tensor:
         """What the elected sides say.
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods._order import Cut, Top, cuts
 from spanwise.merging._methods._sparse import Sparse, check_choice
-from spanwise.merging._methods._votes import Votes
+from spanwise.merging._methods.averages import mixed
 from spanwise.merging._work import Work
 
 
@@ -105,10 +106,11 @@ class Ties(Sparse):
         for work in works:
             weights, tops = work.values("weight"), self._tops(found)
             for part in work.parts():
-                votes = Votes(part, average=False)
-                for update, top, weight in zip(part.stream(), tops, weights, strict=True):
-                    votes.add(top(part, update), weight)
-                balance += votes.balance()
+                kept = (
+                    (top(part, update), weight)
+                    for update, top, weight in zip(part.stream(), tops, weights, strict=True)
+                )
+                balance += float(mixed(kept).sign_().sum(dtype=torch.float64))
         # The authors' comparison sends a balance of zero to the negative side.
         return 1.0 if balance > 0 else -1.0
 
