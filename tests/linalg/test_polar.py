@@ -247,3 +247,19 @@ def test_the_inverse_root_is_zero_on_the_null_space():
     assert rank == 2
     assert far(root, u @ u.mT / 2) < 1e-10
     assert not inverse_sqrt(torch.zeros(3, 3))[0].any()
+
+
+@pytest.mark.parametrize("n", [5, 128, 129, 300])
+def test_a_gram_matrix_of_several_panels_is_whole_and_symmetric(n):
+    m = draw(400, n)
+    found = thin_module.gram(m, m.abs().amax().view(1, 1))
+    scaled = m / m.abs().amax()
+    assert far(found, scaled.mT @ scaled) < 1e-10
+    assert torch.equal(found, found.mT)
+
+
+@pytest.mark.parametrize("condition", [2, 15, 17, 1000])
+def test_a_float32_factor_is_good_to_1e_6_up_to_condition_16(condition):
+    m, q = spectrum(600, 40, torch.linspace(1, 1 / condition, 40, dtype=F64), torch.float32)
+    # The input's own rounding counts by its condition.
+    assert far(polar(m).Q, q) < 1e-6 * max(1, condition / 16)
