@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import torch
 from sklearn.base import OutlierMixin
@@ -130,7 +130,7 @@ class GODS(OutlierMixin, Estimator):
         self.random_state = random_state
 
     @torch.no_grad()
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> "GODS":
         """Find the frames.
 
         Args:

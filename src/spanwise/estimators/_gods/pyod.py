@@ -1,7 +1,7 @@
 """An outlier detector with PyOD's habits: high scores are outliers, labels are 0 and 1."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class PyodAdapter:
         self.estimator = estimator
         self.contamination = contamination
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> "PyodAdapter":
         """Fit the estimator to `X`, and find the threshold."""
         self.estimator.fit(X)  # pyrefly: ignore[missing-attribute]
         self.decision_scores_ = self.decision_function(X)

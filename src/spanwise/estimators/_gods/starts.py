@@ -41,9 +41,10 @@ def begin(
         return _slab(x, k, eta, n_init)
     if how == "official" and k == 1:
         return _extreme_rows(x, n_init)
+    # Drawn in float64 whatever the data, so that one seed is one start.
     frames = stiefel.random_point(
-        x.shape[1], k, batch=(n_init * 2, 1), generator=generator, dtype=x.dtype, device=x.device
-    )
+        x.shape[1], k, batch=(n_init * 2, 1), generator=generator, dtype=torch.float64
+    ).to(x)
     biases = frames.new_zeros(n_init * 2, 1, k)
     if how != "random":
         alone = Objective(x, eta, lam=0.0, ridge=1.0)

@@ -1,0 +1,399 @@
+"""GODS against its formula, finite differences, symmetries, limits, and scikit-learn's contract."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from conformance.bases import defect, gap
+from spanwise.estimators import GODS
+from spanwise.estimators._gods.features import gram, kernel_map
+from spanwise.estimators._gods.objective import Objective, mirrored
+from spanwise.estimators._gods.starts import PAIR, begin
+from spanwise.linalg import riemannian_cg, stiefel
+
+F64 = torch.float64
+N, D, K = 40, 6, 2
+ETA, LAM = 0.3, 0.05
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def data(n=N, d=D, seed=0):
+    mixing = torch.randn(d, d, generator=seeded(seed), dtype=F64)
+    return torch.randn(n, d, generator=seeded(seed + 1), dtype=F64) @ mixing / 2 + 0.3
+
+
+def point(n=1, d=D, k=K, seed=2):
+    frames = stiefel.random_point(d, k, batch=(n, 2), generator=seeded(seed), dtype=F64)
+    return frames, 0.3 * torch.randn(n, 2, k, generator=seeded(seed + 1), dtype=F64)
+
+
+def formula(x, frames, biases, eta=ETA, lam=LAM, coupling=0.0):
+    """The objective as the released code writes it, in numpy: W1, W2, b1, b2, no mirror."""
+    (w1, w2), (b1, b2) = frames.numpy(), biases.numpy()
+    one, two = x.numpy() @ w1 + b1, x.numpy() @ w2 + b2
+    hinges = np.maximum(0, eta - one.min(1)) ** 2 + np.maximum(0, eta + two.max(1)) ** 2
+    near = lam * ((one**2).sum() + (two**2).sum())
+    return hinges.sum() + near + coupling * (((b1 - b2) ** 2).sum() - 2 * np.sum(w1 * w2))
+
+
+def descend(objective, start, **options):
+    return riemannian_cg(objective.cost, objective.gradient, start, PAIR, **options)
+
+
+def fitted(X=None, **options):
+    options = {"eta": ETA, "lam": LAM, "tol": 1e-4, "max_iter": 150, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GODS(**options).fit(data().numpy() if X is None else X)
+
+
+class TestObjective:
+    @pytest.mark.parametrize("coupling", [0.0, 0.7])
+    def test_is_the_released_formula(self, coupling):
+        x = data()
+        frames, biases = point(3)
+        objective = Objective(x, ETA, LAM, coupling)
+        value, _ = objective.cost(mirrored(frames, biases))
+        for i in range(3):
+            expected = formula(x, frames[i], biases[i], coupling=coupling)
+            assert float(value[i]) == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize("options", [{}, {"coupling": 0.7}, {"ridge": 1.0}, {"lam": 0.0}])
+    def test_gradient_is_that_of_finite_differences(self, options):
+        objective = Objective(data(), **{"eta": ETA, "lam": LAM, **options})
+        start = point(2)
+        found = objective.gradient(start, objective.cost(start)[1])
+        for which, (tensor, slope) in enumerate(zip(start, found, strict=True)):
+            move = torch.randn(tensor.shape, generator=seeded(9), dtype=F64)
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = [t.clone() for t in start]
+                moved[which] += step * move
+                ends.append(objective.cost(tuple(moved))[0])
+            expected = (ends[0] - ends[1]) / 2e-6
+            got = (slope * move).flatten(1).sum(1)
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+    def test_does_not_change_when_columns_are_permuted_with_their_biases(self):
+        objective, (frames, biases) = Objective(data(), ETA, LAM), point(k=4)
+        order = [2, 0, 3, 1]
+        permuted = objective.cost((frames[..., order], biases[..., order]))[0]
+        torch.testing.assert_close(permuted, objective.cost((frames, biases))[0])
+
+    def test_turns_with_the_data(self):
+        q = stiefel.random_point(D, D, generator=seeded(5), dtype=F64)
+        frames, biases = point()
+        plain = Objective(data(), ETA, LAM).cost((frames, biases))[0]
+        turned = Objective(data() @ q.mT, ETA, LAM).cost((q @ frames, biases))[0]
+        torch.testing.assert_close(turned, plain, rtol=1e-12, atol=0)
+
+    def test_and_score_stay_when_the_classifiers_swap_and_change_sign(self):
+        frames, biases = point()
+        x = data()
+        swapped = -frames[0].flip(0), -biases[0].flip(0)
+        expected = formula(x, frames[0], biases[0])
+        assert formula(x, *swapped) == pytest.approx(expected, rel=1e-13)
+        model = fitted()
+        scores = model.score_samples(x.numpy())
+        model.frames_, model.biases_ = -model.frames_[::-1], -model.biases_[::-1]
+        np.testing.assert_allclose(model.score_samples(x.numpy()), scores, atol=1e-12)
+
+
+class TestDescent:
+    def test_stays_orthonormal_and_never_climbs(self):
+        objective, start, costs = Objective(data(), ETA, LAM), point(3), []
+        for steps in (0, 1, 2, 3, 5, 8, 13, 40):
+            found = descend(objective, start, iterations=steps)
+            costs.append(found.cost)
+            assert defect(found.point[0]) < 1e-12
+        assert (torch.stack(costs).diff(dim=0) <= 0).all()
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 40])
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_takes_pymanopts_path(self, steps, k):
+        pymanopt = pytest.importorskip("pymanopt")
+        man = pymanopt.manifolds
+        frame = man.Sphere(D) if k == 1 else man.Stiefel(D, k)
+        manifold = man.Product([frame, frame, man.Euclidean(k), man.Euclidean(k)])
+        objective = Objective(data(), ETA, LAM)
+
+        def pair(w1, w2, b1, b2):
+            frames = torch.from_numpy(np.stack([w1.reshape(D, k), w2.reshape(D, k)]))
+            return mirrored(frames[None], torch.from_numpy(np.stack([b1, b2]))[None])
+
+        @pymanopt.function.numpy(manifold)
+        def value(*p):
+            return float(objective.cost(pair(*p))[0])
+
+        @pymanopt.function.numpy(manifold)
+        def slope(*p):
+            at = pair(*p)
+            w, b = mirrored(*objective.gradient(at, objective.cost(at)[1]))
+            w, b = w[0].numpy(), b[0].numpy()
+            return [w[0].reshape(p[0].shape), w[1].reshape(p[0].shape), b[0], b[1]]
+
+        frames, biases = point(k=k)
+        w = [f.numpy().reshape(D) if k == 1 else f.numpy() for f in frames[0]]
+        theirs = pymanopt.optimizers.ConjugateGradient(max_iterations=steps + 1, verbosity=0).run(
+            pymanopt.Problem(manifold, value, euclidean_gradient=slope),
+            initial_point=[*w, *biases[0].numpy()],
+        )
+        ours = descend(objective, mirrored(frames, biases), iterations=steps)
+        assert float(ours.cost) == pytest.approx(theirs.cost, rel=1e-8)
+
+    def test_from_mirrored_classifiers_leaves_them_one_classifier(self):
+        # In mirrored form W2 = -W1, b2 = -b1 is twice the same frame.
+        frames, biases = (t[:, :1].expand_as(t).contiguous() for t in point())
+        found = descend(Objective(data(), ETA, LAM), (frames, biases), iterations=30)
+        torch.testing.assert_close(found.point[0][:, 0], found.point[0][:, 1], atol=1e-8, rtol=0)
+        one, two = fitted().frames_
+        assert np.abs(one + two).max() > 0.1
+
+    def test_without_distances_puts_all_data_inside(self):
+        model = fitted(lam=0.0, eta=0.01, tol=1e-8, max_iter=300)
+        assert model.objective_ < 1e-6
+        assert (model.predict(data().numpy()) == 1).all()
+
+    def test_with_large_lam_finds_the_smallest_principal_directions(self):
+        x = data(200) - data(200).mean(dim=0)
+        values, vectors = torch.linalg.eigh(x.mT @ x)
+        lam = 1e4
+        model = fitted(x.numpy(), lam=lam, eta=0.01, start="random", tol=1e-5, max_iter=500)
+        for frame in torch.from_numpy(model.frames_):
+            assert gap(frame, vectors[:, :K]) < 1e-3
+        assert model.objective_ == pytest.approx(float(2 * lam * values[:K].sum()), rel=1e-3)
+
+    @pytest.mark.parametrize("k", [1, D])
+    def test_takes_one_direction_or_all(self, k):
+        model = fitted(n_directions=k)
+        assert model.frames_.shape == (2, D, k)
+        assert defect(torch.from_numpy(model.frames_)) < 1e-12
+
+    def test_objective_is_the_formula_at_the_frames_found(self):
+        model = fitted()
+        found = formula(data(), torch.from_numpy(model.frames_), torch.from_numpy(model.biases_))
+        assert model.objective_ == pytest.approx(found, rel=1e-10)
+
+    def test_of_several_starts_keeps_the_lowest(self):
+        assert fitted(n_init=4).objective_ <= fitted().objective_ * (1 + 1e-6)
+
+
+class TestStarts:
+    def test_the_official_one_begins_on_the_wrong_side(self):
+        x = data()
+        objective = Objective(x, ETA, LAM)
+        right = begin(x, K, ETA, "one_sided", 1, seeded(0))
+        wrong = begin(x, K, ETA, "official", 1, seeded(0))
+        torch.testing.assert_close(wrong[0], -right[0])
+        assert not wrong[1].any()
+        assert float(objective.cost(wrong)[0]) > float(objective.cost(right)[0])
+
+    def test_a_slab_has_all_data_inside(self):
+        x = data()
+        _, (_, hinges) = Objective(x, ETA, LAM).cost(begin(x, K, ETA, "slab", 1, seeded(0)))
+        assert float(hinges.max()) < 1e-12
+
+    def test_the_official_one_of_one_direction_leaves_the_data_alone(self):
+        x = data()
+        x[3] = 0
+        before = x.clone()
+        frames, biases = begin(x, 1, ETA, "official", 2, seeded(0))
+        assert torch.equal(x, before)
+        assert defect(frames) < 1e-12
+        longest = x[x.norm(dim=1).argmax()]
+        torch.testing.assert_close(-frames[0, 1, :, 0], longest / longest.norm())
+        assert not biases.any()
+
+    @pytest.mark.parametrize("start", ["one_sided", "slab", "random", "official"])
+    def test_all_fit_alike_each_time(self, start):
+        first, again = (fitted(start=start, max_iter=10, random_state=3) for _ in range(2))
+        np.testing.assert_array_equal(first.frames_, again.frames_)
+
+
+class TestKernel:
+    def test_a_linear_one_is_plain_gods_in_the_space_of_the_rows(self):
+        x = data()
+        k = gram("linear", 1.0, x, x)
+        z = k @ kernel_map(k, None)
+        turn = torch.linalg.lstsq(x, z).solution
+        assert defect(turn) < 1e-8
+        start = mirrored(*point())
+        plain = descend(Objective(x, ETA, LAM), start, iterations=20)
+        inner = descend(Objective(z, ETA, LAM), (turn.mT @ start[0], start[1]), iterations=20)
+        margins = Objective(x, ETA, LAM).cost(plain.point)[1][0]
+        torch.testing.assert_close(
+            Objective(z, ETA, LAM).cost(inner.point)[1][0], margins, atol=1e-6, rtol=0
+        )
+
+    def test_coordinates_reproduce_the_kernel(self):
+        k = gram("rbf", 0.2, data(), data())
+        z = k @ kernel_map(k, None)
+        torch.testing.assert_close(z @ z.mT, k, atol=1e-8, rtol=0)
+
+    def test_a_function_is_the_same_as_its_name(self):
+        def rbf(a, b):
+            return np.exp(-0.2 * ((a[:, None] - b[None]) ** 2).sum(-1))
+
+        named = fitted(kernel="rbf", gamma=0.2, n_components=5, start="slab")
+        given = fitted(kernel=rbf, n_components=5, start="slab")
+        X = data(seed=4).numpy()
+        np.testing.assert_allclose(given.score_samples(X), named.score_samples(X), atol=1e-6)
+
+    def test_landmarks_take_the_place_of_all_samples(self):
+        model = fitted(kernel="rbf", max_landmarks=10, max_iter=20)
+        assert model.landmarks_.shape == (10, D)
+        assert model.score_samples(data().numpy()).shape == (N,)
+
+    def test_what_is_no_kernel_is_refused(self):
+        with pytest.raises(ValueError, match="must be positive semi-definite: eigenvalues range"):
+            fitted(kernel=lambda a, b: -np.exp(-((a[:, None] - b[None]) ** 2).sum(-1)))
+        with pytest.raises(ValueError, match="finite and symmetric"):
+            fitted(kernel=lambda a, b: a[:, :1] * np.ones(len(b)))
+        with pytest.raises(ValueError, match=r"kernel must return \(n, m\) = \(40, 40\)"):
+            fitted(kernel=lambda a, b: a)
+
+
+class TestDecision:
+    def test_is_normal_where_all_inequalities_hold(self):
+        model = fitted()
+        X = data(seed=4).numpy()
+        margins = model.margins(X)
+        expected = np.stack(
+            [X @ model.frames_[0] + model.biases_[0], -(X @ model.frames_[1] + model.biases_[1])], 1
+        )
+        np.testing.assert_allclose(margins, expected, atol=1e-12)
+        np.testing.assert_array_equal(model.predict(X) == 1, (expected >= 0).all(axis=(1, 2)))
+        np.testing.assert_allclose(model.score_samples(X), expected.min(axis=(1, 2)), atol=1e-12)
+        np.testing.assert_array_equal(model.decision_function(X), model.score_samples(X))
+
+    def test_leaves_the_contamination_outside(self):
+        model = fitted(contamination=0.2)
+        assert (model.predict(data().numpy()) == -1).sum() == 8
+
+    @pytest.mark.parametrize("scaling", [None, "standard", "rows"])
+    def test_is_explained_feature_by_feature(self, scaling):
+        model = fitted(scaling=scaling, max_iter=20)
+        X = data(seed=4).numpy()
+        parts = model.explain(X)
+        assert parts.shape == X.shape
+        margins = model.margins(X).reshape(len(X), -1)
+        signed = np.concatenate([model.frames_[0], -model.frames_[1]], axis=1)
+        centre = model.center_ @ signed + np.concatenate([model.biases_[0], -model.biases_[1]])
+        active = margins.argmin(1)
+        np.testing.assert_allclose(parts.sum(1), margins.min(1) - centre[active], atol=1e-10)
+
+    def test_of_a_shifted_feature_is_blamed_on_it(self):
+        model = fitted(np.random.default_rng(0).normal(size=(200, 4)), n_directions=4, lam=0.5)
+        X = np.zeros((1, 4))
+        X[0, 2] = 50
+        assert model.explain(X)[0].argmin() == 2
+        assert model.predict(X) == -1
+
+    def test_rows_of_any_length_score_alike_when_scaled(self):
+        model = fitted(scaling="rows", max_iter=20)
+        X = data(seed=4).numpy()
+        np.testing.assert_allclose(model.score_samples(7 * X), model.score_samples(X), atol=1e-12)
+
+    def test_with_pyods_habits_has_the_other_sign(self):
+        X = data().numpy()
+        detector = GODS(eta=ETA, lam=LAM, max_iter=20, start="slab", tol=1.0).as_pyod(0.1).fit(X)
+        np.testing.assert_array_equal(
+            detector.decision_scores_, -detector.estimator.score_samples(X)
+        )
+        assert detector.labels_.sum() == 4
+        np.testing.assert_array_equal(detector.predict(X), detector.labels_)
+        for method in ("linear", "unify"):
+            chance = detector.predict_proba(X, method)
+            np.testing.assert_allclose(chance.sum(1), 1)
+            assert ((chance >= 0) & (chance <= 1)).all()
+        with pytest.raises(ValueError, match=r"contamination must be in \(0, 0.5\]"):
+            GODS().as_pyod(0.6)
+
+
+class TestContract:
+    @pytest.mark.slow
+    def test_scikit_learns_checks_pass(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_estimator(GODS(start="slab", max_iter=5), on_skip=None)
+
+    def test_survives_clone_and_pipelines(self):
+        X = data().numpy()
+        pipe = make_pipeline(StandardScaler(), GODS(max_iter=20, start="slab", tol=1.0))
+        again = clone(pipe).fit(X)
+        np.testing.assert_array_equal(again.score_samples(X), pipe.fit(X).score_samples(X))
+        np.testing.assert_array_equal(pipe.fit_predict(X), pipe.predict(X))
+
+    @pytest.mark.parametrize("options", [{"scaling": "standard"}, {"kernel": "rbf"}])
+    def test_a_saved_one_scores_alike(self, tmp_path, options):
+        model = fitted(max_iter=10, **options)
+        again = GODS.load(model.save(tmp_path / "gods.safetensors"))
+        X = data(seed=4).numpy()
+        np.testing.assert_allclose(again.score_samples(X), model.score_samples(X), atol=1e-12)
+        assert again.get_params() == model.get_params()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_tensors_come_back_as_tensors_of_their_dtype(self, dtype):
+        model = fitted(data().to(dtype), max_iter=20)
+        scores = model.score_samples(data(seed=4).to(dtype))
+        assert scores.dtype == model.frames_.dtype == dtype
+        # Where float32 and float64 begin alike and go a few steps only.
+        few = {"max_iter": 5, "start": "slab"}
+        wide = fitted(**few).score_samples(data(seed=4).numpy())
+        near = fitted(data().to(dtype), **few).score_samples(data(seed=4).to(dtype))
+        np.testing.assert_allclose(near.numpy(), wide, atol=1e-3 if dtype == torch.float32 else 0)
+        assert set(model.predict(data().to(dtype)).tolist()) <= {-1, 1}
+
+    def test_says_what_to_do_when_it_does_not_converge(self):
+        with pytest.warns(ConvergenceWarning, match="Raise max_iter or tol, or scale the data"):
+            GODS(max_iter=1).fit(data().numpy())
+
+    def test_more_directions_than_features_are_clipped(self):
+        with pytest.warns(UserWarning, match="n_directions = 9 exceeds the 6 features: 6 are used"):
+            model = GODS(9, max_iter=200, start="slab", tol=1.0).fit(data().numpy())
+        assert model.frames_.shape == (2, D, D)
+
+
+class TestBadInput:
+    @pytest.mark.bad_input
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"n_directions": 0}, "n_directions must be at least 1, got 0"),
+            ({"eta": 0.0}, "eta must be finite and above 0, got 0.0"),
+            ({"lam": -1.0}, "lam must be finite and at least 0, got -1.0"),
+            ({"coupling": float("nan")}, "coupling must be finite and at least 0, got nan"),
+            ({"kernel": "poly"}, "kernel must be None, 'linear', 'rbf' or a function, got 'poly'"),
+            ({"scaling": "minmax"}, "scaling must be one of None, 'standard', 'rows'"),
+            ({"start": "best"}, "start must be one of 'one_sided', 'slab', 'random', 'official'"),
+            ({"contamination": 0.6}, r"contamination must be None or in \(0, 0.5\], got 0.6"),
+            ({"contamination": 0.0}, r"contamination must be None or in \(0, 0.5\], got 0.0"),
+            ({"n_init": 0}, "n_init must be at least 1"),
+            ({"n_components": 0}, "n_components must be None or at least 1"),
+            ({"gamma": -1.0}, "gamma must be None or above 0"),
+        ],
+    )
+    def test_options_out_of_range(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            GODS(**options).fit(data().numpy())
+
+    def test_an_explanation_of_a_kernel(self):
+        with pytest.raises(ValueError, match=r"explain needs kernel=None.*margins\(X\)"):
+            fitted(kernel="rbf", max_iter=5).explain(data().numpy())
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_what_is_not_finite(self, bad):
+        X = data().numpy()
+        X[0, 0] = bad
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            GODS().fit(X)
