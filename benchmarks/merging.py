@@ -115,6 +115,9 @@ with open("/proc/self/status") as status, open(sys.argv[4] + ".peak", "w") as fi
 """
 
 
+START = ("import torch", "", sys.executable, "import torch")
+
+
 def tensors(shape: dict, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
     width, hidden, kv = shape["width"], shape["hidden"], shape["kv"]
     found = {
@@ -233,49 +236,47 @@ def parameters(size: str) -> int:
     return sum(math.prod(dims) for dims in shapes.values())
 
 
-def growth(folder: Path, rounds: int) -> dict:
+def growth(folder: Path, sizes: list[str], rounds: int) -> dict:
     """Ours by number of models and by size, and what follows for eight models of 70B."""
     rows = []
-    for size in ("135m", "500m"):
+    for size in sizes:
         root = folder / size
         make_models(root, SHAPES[size], 8)
-        cases = [("copy", "", sys.executable, COPY), *(our_case(*c) for c in GROWTH.items())]
+        cases = [("copy", "", sys.executable, COPY), START, *(our_case(*c) for c in GROWTH.items())]
         for count in (2, 4, 8):
             for case in cases:
                 row = measured(case, root, count, rounds)
                 rows.append({"size": size, "models": count, **row})
-    return {"rows": rows, "eight_70b": {name: projection(rows, name) for name in GROWTH}}
+    found = {name: projection(rows, sizes[-1], name) for name in GROWTH}
+    return {"rows": rows, "eight_70b": found}
 
 
-def projection(rows: list[dict], method: str) -> dict:
-    """What eight models of 70B need: CPU-hours and peak memory, from the parts of 500M runs.
+def projection(rows: list[dict], size: str, method: str) -> dict:
+    """What eight models of 70B need: CPU-hours and peak memory, from the parts of smaller runs.
 
-    Going through the models costs so many seconds for each parameter of each model; what Iso-C
-    takes more than task arithmetic is floating-point work.
+    Beyond the start, going through the models costs so much for each parameter, and so much for
+    each parameter of each model; what Iso-C takes more than task arithmetic is floating-point work.
     """
     held = {(row["size"], row["models"], row["case"]): row["cpu_seconds"] for row in rows}
 
-    def seconds(size: str, count: int, name: str) -> float:
-        return held[size, count, f"spanwise {name}"]
+    def seconds(count: int, name: str) -> float:
+        return held[size, count, f"spanwise {name}"] - held[size, count, START[0]]
 
     passing = method if method != "iso_c" else "task_arithmetic"
-    n = parameters("500m")
-    by_model = (seconds("500m", 8, passing) - seconds("500m", 2, passing)) / 6 / n
-    by_parameter = (seconds("500m", 8, passing) - seconds("135m", 8, passing)) / (
-        n - parameters("135m")
-    ) - 8 * by_model
-    found = (8 * by_model + by_parameter) * parameters("70b")
+    n, large = parameters(size), parameters("70b")
+    by_model = (seconds(8, passing) - seconds(2, passing)) / 6 / n
+    by_parameter = seconds(8, passing) / n - 8 * by_model
+    found = seconds(8, passing) / n * large
     facts = {"ns_per_parameter_and_model": 1e9 * by_model, "ns_per_parameter": 1e9 * by_parameter}
     if method == "iso_c":
-        for size in ("135m", "500m"):
-            more = seconds(size, 8, method) - seconds(size, 8, passing)
-            facts[f"gflops_{size}"] = flops(SHAPES[size], tied=True) / more / 1e9
-        found += flops(SHAPES["70b"], tied=False) / 1e9 / facts["gflops_500m"]
+        more = seconds(8, method) - seconds(8, passing)
+        facts["gflops"] = flops(SHAPES[size], tied=True) / more / 1e9
+        found += flops(SHAPES["70b"], tied=False) / 1e9 / facts["gflops"]
     return {
         **facts,
         "cpu_hours": found / 3600,
-        "read_gb": 9 * 2 * parameters("70b") / 1e9 * (3 if method == "ties" else 1),
-        "written_gb": 2 * parameters("70b") / 1e9,
+        "read_gb": 9 * 2 * large / 1e9 * (3 if method == "ties" else 1),
+        "written_gb": 2 * large / 1e9,
         "working_memory_gb": working_memory(method, GROWTH[method], "70b", 8) / 1e9,
     }
 
@@ -289,13 +290,14 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="cases whose name holds one of these")
-    parser.add_argument("--growth", action="store_true", help="ours by number of models and size")
+    parser.add_argument("--growth", nargs="*", choices=("135m", "500m"), metavar="SIZE",
+                        help="ours by number of models, at these sizes (135m 500m)")  # fmt: skip
     parser.add_argument("--slow", action="store_true", help="also tsv and iso_cts")
     options = parser.parse_args()
     # As an installed package is: otherwise each of our runs could begin with compiling it.
     compileall.compile_dir(Path(spanwise.__file__).parent, quiet=1)
-    if options.growth:
-        found = growth(options.folder, options.rounds)
+    if options.growth is not None:
+        found = growth(options.folder, options.growth or ["135m", "500m"], options.rounds)
         write_results(
             "merging-growth",
             {"environment": environment(), "rounds": options.rounds, **found},
@@ -312,7 +314,7 @@ def main() -> None:
         ours |= {"tsv": {}, "iso_cts": {}}
     cases = [
         ("copy", "", sys.executable, COPY),
-        ("import torch", "", sys.executable, "import torch"),
+        START,
     ]
     cases += [our_case(*case) for case in ours.items()]
     if options.mergekit:
