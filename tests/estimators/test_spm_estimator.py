@@ -84,13 +84,13 @@ def test_rank_and_components_do_not_depend_on_the_scale_of_the_tensor(scale):
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
-def test_rank_close_to_the_bound_is_recovered():
-    d = 8
-    r = rank_bound(d, 4) - 1
-    A = unit(d, r)
-    found_w, found, info = symmetric_cp(build(A, torch.ones(r, dtype=F64), 4))
-    assert match(A, torch.ones(r), found_w, found)[0] < 1e-9  # close to where it is not unique
-    assert info.residual < 1e-12
+@pytest.mark.parametrize(("d", "r"), [(8, 28), (20, 180)])
+def test_ranks_up_to_the_bound_are_recovered(d, r):
+    assert r <= rank_bound(d, 4)
+    A, w = unit(d, r), torch.ones(r, dtype=F64)
+    found_w, found, info = symmetric_cp(build(A, w, 4))
+    assert match(A, w, found_w, found)[0] < 1e-10
+    assert info.n_unreached == 0
 
 
 def test_bases_stay_orthonormal_and_equal_those_of_the_deflated_tensor():

@@ -92,22 +92,30 @@ class SymmetricSpace:
 
     def power(self, x: Float[Tensor, "d b"]) -> Float[Tensor, "C b"]:
         """Coordinates of the n-fold outer power of each column; its norm is that column's to n."""
+        return self.monomials(x).mul_(self.scale.unsqueeze(-1))
+
+    def monomials(self, x: Float[Tensor, "d b"]) -> Float[Tensor, "C b"]:
+        """The distinct entries of those powers: coordinates without `scale`."""
         first, *others = self.index.unbind(-1)
         found = x[first]
         for axis in others:
             found *= x[axis]
-        return found.mul_(self.scale.unsqueeze(-1))
+        return found
 
     def contract(
-        self, coordinates: Float[Tensor, "C b"], x: Float[Tensor, "d b"], axes: int = 1
+        self, entries: Float[Tensor, "C b"], x: Float[Tensor, "d b"], axes: int = 1
     ) -> Float[Tensor, "c b"]:
         """Each tensor contracted with its column of `x` along all axes but `axes`.
 
+        Args:
+            entries: Distinct entries: coordinates over `scale`.
+            x: One column for each tensor.
+            axes: How many to leave.
+
         Returns:
-            The distinct entries, not scaled, of what is left: the vector for `axes=1`.
+            The distinct entries of what is left: the vector itself for `axes=1`.
         """
-        space = self
-        found = coordinates / self.scale.unsqueeze(-1)
+        space, found = self, entries
         while space.order > axes:
             grown = space.grown
             held = found[grown.reshape(-1)].view(*grown.shape, -1)
@@ -116,13 +124,13 @@ class SymmetricSpace:
         return found
 
     def contract_to_matrices(
-        self, coordinates: Float[Tensor, "C b"], x: Float[Tensor, "d b"]
+        self, entries: Float[Tensor, "C b"], x: Float[Tensor, "d b"]
     ) -> Float[Tensor, "b d d"]:
         """Each tensor contracted with its column of `x` along all axes but two."""
         space = self
         while space.order > 2:
             space = space.lower
-        found = self.contract(coordinates, x, axes=2)
+        found = self.contract(entries, x, axes=2)
         return found[space.grown.reshape(-1)].view(self.d, self.d, -1).permute(2, 0, 1)
 
     def opened(self, basis: Float[Tensor, "C k"]) -> Float[Tensor, "c d k"]:
@@ -158,12 +166,13 @@ def asymmetry(tensor: Tensor) -> float:
 
     Two permutations generate all: the exchange of the first two axes, and the cycle.
     """
-    if tensor.ndim < 2 or not tensor.numel():
-        return 0.0
-    found = (tensor - tensor.transpose(0, 1)).abs().max()
-    if tensor.ndim > 2:
-        found = torch.maximum(found, (tensor - tensor.movedim(0, -1)).abs().max())
-    return float(found)
+    found = 0.0
+    # One slice at a time: differences of the whole tensor are temporaries of its size.
+    for i, part in enumerate(tensor if tensor.ndim > 1 else ()):
+        for other in (tensor[:, i], tensor[..., i])[: tensor.ndim - 1]:
+            low, high = (part - other).aminmax() if part.numel() else (part.sum(), part.sum())
+            found = max(found, -float(low), float(high))
+    return found
 
 
 def symmetrize(tensor: Tensor) -> Tensor:

@@ -31,60 +31,66 @@ class Objective:
         self.space = space
         self.outer = rest is not None and rest.shape[-1] < V.shape[-1]
         self.basis = rest if rest is not None and self.outer else V
+        # With the scales inside, monomials go in and entries come out.
+        self._into = (self.basis * space.scale.unsqueeze(-1)).mT
+        self._out = self.basis / space.scale.unsqueeze(-1)
         self._opened: Tensor | None = None
 
     def value(
         self, X: Float[Tensor, "d b"]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, "d b"]]:
         """f, 1 - f and g = grad f / (2 n) at unit columns. `f = x^T g`."""
-        powers = self.space.power(X)
-        part = self.space.contract(self.basis @ (self.basis.mT @ powers), X)
-        share = (part * X).sum(0)
+        part = self._out @ (self._into @ self.space.monomials(X))
+        part = self.space.contract(part, X)
+        share = torch.linalg.vecdot(part, X, dim=0)
         if self.outer:
             return 1 - share, share, X - part
         return share, 1 - share, part
 
-    def normal_matrix(self, X: Float[Tensor, "d b"]) -> Float[Tensor, "b d d"]:
-        """I - n (V x^(n-1)) (V x^(n-1))^T, positive semidefinite on the tangent space.
+    def normal_matrix(self, X: Float[Tensor, "d b"], along: float = 1.0) -> Float[Tensor, "b d d"]:
+        """The matrix n J J^T + `along` x x^T with J = rest x^(n-1): what Gauss-Newton solves with.
 
-        It is half the Gauss-Newton matrix of 1 - f = ||rest^T x^n||^2, divided by n; the part
-        along x is arbitrary.
+        Half the Gauss-Newton matrix of 1 - f = ||rest^T x^n||^2, divided by n. Of the inner basis
+        it is I + (n - 1) x x^T - n (V x^(n-1)) (V x^(n-1))^T: positive semidefinite as well.
         """
         (d, b), n, k = X.shape, self.space.order, self.basis.shape[-1]
         if self._opened is None:
             self._opened = self.space.opened(self.basis).reshape(-1, d * k)
-        found = X.new_empty(b, d, d)
         lower = self.space.lower.power(X).mT
+        x = X.mT.unsqueeze(-1)
+        found = (x * (along if self.outer else along + n - 1)) @ x.mT
+        if not self.outer:
+            found.diagonal(dim1=-2, dim2=-1).add_(1)
+        sign = n if self.outer else -n
         step = max(1, _ENTRIES // (d * k))
         for start in range(0, b, step):
             chunk = slice(start, start + step)
             held = (lower[chunk] @ self._opened).view(-1, d, k)
-            torch.bmm(held, held.mT, out=found[chunk])
-        if self.outer:
-            return found.mul_(n)
-        return torch.eye(d, dtype=X.dtype, device=X.device) - n * found
+            found[chunk].baddbmm_(held, held.mT, alpha=sign)
+        return found
 
     def second(self, X: Float[Tensor, "d b"]) -> Float[Tensor, "b d d"]:
         """(V V^T x^n) x^(n-2), the matrices that Newton's method needs beside the above."""
-        powers = self.space.power(X)
-        part = self.basis @ (self.basis.mT @ powers)
+        powers = self.space.monomials(X)
+        part = self._out @ (self._into @ powers)
         return self.space.contract_to_matrices(powers - part if self.outer else part, X)
 
 
 def shift(f: Float[Tensor, " b"], order: int) -> Float[Tensor, " b"]:
-    """The shift that makes a power step never lower f, small where f is near 1.
+    """The shift with which a power step never lowers f, small where f is near 1.
 
     Sources:
-        Kileel, Klock, Pereira, "Landscape analysis of an improved power method for tensor
-        decomposition", 2021; the released code's rule, continuous at f = 2/3.
+        Kileel and Pereira, "Subspace power method for symmetric tensor decomposition", 2019,
+        arXiv 1912.04007, section 4.
     """
-    near = (2 * f * (1 - f)).clamp(min=0).sqrt()
-    return torch.where(f > 2 / 3, near, 1 - f / 2) * ((order - 1) / order) ** 0.5
+    factor = (2 * (order - 1) / order) ** 0.5 if order <= 4 else (2 - 2**0.5) * order**0.5
+    near = f.clamp(0.5, 1)
+    return torch.addcmul(near, near, near, value=-1).sqrt_().mul_(factor)
 
 
 def normalized(X: Float[Tensor, "d b"]) -> Float[Tensor, "d b"]:
     """Columns of unit length."""
-    return X / X.norm(dim=0)
+    return X / torch.linalg.vector_norm(X, dim=0)
 
 
 def power_step(
@@ -97,20 +103,17 @@ def power_step(
 def tangent_step(
     matrix: Float[Tensor, "b d d"], X: Float[Tensor, "d b"], r: Float[Tensor, "d b"]
 ) -> tuple[Float[Tensor, "d b"], Tensor]:
-    """The solution of `matrix` s = r in each tangent space, and where `matrix` is not definite.
+    """The tangent part of the solution of `matrix` s = r, and where `matrix` is not definite.
 
     Args:
-        matrix: Symmetric; its part along x is not used.
+        matrix: Symmetric; is overwritten.
         X: Unit columns.
         r: Right sides, tangent.
     """
-    x = X.mT.unsqueeze(-1)
-    mx = matrix @ x
-    # P M P + x x^T, written out: two rank-one corrections, no product of d x d matrices.
-    inner = x.mT @ mx
-    held = matrix - mx @ x.mT - x @ mx.mT + (inner + 1) * (x @ x.mT)
-    held.diagonal(dim1=-2, dim2=-1).add_(1e-12)
-    factor, failed = torch.linalg.cholesky_ex(held)
-    factor = torch.where((failed > 0).view(-1, 1, 1), torch.eye(len(X)).to(factor), factor)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(X.dtype).eps)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    failed = info > 0
+    if bool(failed.any()):
+        factor[failed] = torch.eye(len(X), dtype=X.dtype, device=X.device)
     step = torch.cholesky_solve(r.mT.unsqueeze(-1), factor).squeeze(-1).mT
-    return step - X * (X * step).sum(0), failed > 0
+    return step - X * torch.linalg.vecdot(X, step, dim=0), failed

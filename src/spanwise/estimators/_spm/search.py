@@ -15,12 +15,14 @@ from spanwise.estimators._spm.objective import (
 )
 from spanwise.estimators._spm.spectrum import Spectrum
 from spanwise.linalg._arrays import gaussian
+from spanwise.linalg.symmetric import SymmetricSpace
 
 NEAR = 0.9
 """f from which Gauss-Newton takes over: it then needs a handful of steps, power steps dozens."""
 
-EXACT = 1e-9
-"""1 - f below which x^n lies in the subspace but for rounding."""
+EXACT = 1e-12
+"""1 - f below which x^n lies in the subspace but for rounding. More would let errors in: those
+of a component are divided by the smallest eigenvalue when it is taken out."""
 
 SAME = 1e-9
 """1 - |cos| of two points that are one component."""
@@ -73,8 +75,13 @@ def search(
         objective = left.objective()
         starts = _starts(left, generator)
         log.rounds, log.starts = log.rounds + 1, log.starts + starts.shape[1]
-        X, defect = climb(objective, starts, max_iter, log)
-        chosen = _accepted(X, defect, tol, left.count)
+        # float32 finds the maxima and tells which are the same; float64 needs a step or two more.
+        coarse = left.coarse()
+        near = climb(coarse, starts.float(), max_iter, log)
+        X, defect, _ = ascend(coarse, near, log, until=1e-3)
+        X = _distinct(X[:, defect.argsort()], 1e-5).double()
+        X, defect, settled = ascend(objective, normalized(X), log, until=1e-8)
+        chosen = _accepted(X[:, settled], defect[settled], tol, left.count)
         if not chosen.shape[1]:
             at = int(defect.argmin())
             if best is None or float(defect[at]) < best[0]:
@@ -97,6 +104,8 @@ class Remaining:
         self.spectrum = spectrum
         self.V = spectrum.V
         self.rest = spectrum.rest
+        rows = spectrum.rows
+        self._single = SymmetricSpace(rows.d, rows.order, torch.float32, rows.device)
         # Columns of V in coordinates of the original V: duals are taken with the original D.
         self.inside = torch.eye(spectrum.rank, dtype=self.V.dtype, device=self.V.device)
 
@@ -108,6 +117,11 @@ class Remaining:
     def objective(self) -> Objective:
         """The objective on what is left."""
         return Objective(self.spectrum.rows, self.V, self.rest)
+
+    def coarse(self) -> Objective:
+        """The same in float32, for power steps: they only have to come near."""
+        rest = None if self.rest is None else self.rest.float()
+        return Objective(self._single, self.V.float(), rest)
 
     def take_out(self, A: Float[Tensor, "d s"]) -> Float[Tensor, "d s"]:
         """Remove components, those that depend on the ones before excepted; returns the removed.
@@ -131,8 +145,8 @@ class Remaining:
 
 def climb(
     objective: Objective, X: Float[Tensor, "d b"], max_iter: int, log: Log
-) -> tuple[Float[Tensor, "d b"], Float[Tensor, " b"]]:
-    """Local maxima of f from the columns of X, and 1 - f at each."""
+) -> Float[Tensor, "d b"]:
+    """Points from which Gauss-Newton goes on, by power steps from the columns of X."""
     near: list[Tensor] = []
     f, _, g = objective.value(X)
     for step in range(max_iter):
@@ -147,41 +161,53 @@ def climb(
             if int(arrived.sum()) > X.shape[1] // 4:
                 near.append(X[:, arrived])
                 X, f, g = X[:, ~arrived], f[~arrived], g[:, ~arrived]
-    return ascend(objective, torch.cat([*near, X], dim=1), log)
+    return torch.cat([*near, X], dim=1)
 
 
 def ascend(
-    objective: Objective, X: Float[Tensor, "d b"], log: Log, steps: int = 30
-) -> tuple[Float[Tensor, "d b"], Float[Tensor, " b"]]:
+    objective: Objective, X: Float[Tensor, "d b"], log: Log, *, until: float, steps: int = 30
+) -> tuple[Float[Tensor, "d b"], Float[Tensor, " b"], Tensor]:
     """Gauss-Newton from points with f near 1, which is quadratic where f reaches 1.
 
     A step is cut to 1/2; where it would lower f, a power step, which never does, takes its place.
+
+    Args:
+        objective: Its dtype is the one to work in.
+        X: Unit columns.
+        log: Is written to.
+        until: Length of a point's last step.
+        steps: At most; the last few points are given up after a third of them.
+
+    Returns:
+        Points, in another order, 1 - f, and which took their last step.
     """
-    n = objective.space.order
+    n, total = objective.space.order, X.shape[1]
+    rounding = 50 * torch.finfo(X.dtype).eps
     done_X: list[Tensor] = []
     done_defect: list[Tensor] = []
     f, defect, g = objective.value(X)
-    for _ in range(steps):
+    for turn in range(steps):
         step, _ = tangent_step(objective.normal_matrix(X), X, g - f * X)
         length = step.norm(dim=0)
         log.newton_steps += X.shape[1]
         safe = power_step(X, f, g, n)
         X = normalized(X + step * (0.5 / length).clamp(max=1))
         new_f, new_defect, new_g = objective.value(X)
-        worse = new_defect > defect + 1e-14
+        worse = new_defect > defect + rounding
         if bool(worse.any()):
             X[:, worse] = safe[:, worse]
             again = objective.value(X[:, worse])
             new_f[worse], new_defect[worse], new_g[:, worse] = again
         f, defect, g = new_f, new_defect, new_g
-        still = (length > 1e-8) | worse
+        still = (length > until) | worse
         if not bool(still.all()):
             done_X.append(X[:, ~still])
             done_defect.append(defect[~still])
             X, f, defect, g = X[:, still], f[still], defect[still], g[:, still]
-        if not X.shape[1]:
+        if not X.shape[1] or (3 * turn > steps and 8 * X.shape[1] < total):
             break
-    return torch.cat([*done_X, X], dim=1), torch.cat([*done_defect, defect])
+    settled = torch.arange(total, device=X.device) < total - X.shape[1]
+    return torch.cat([*done_X, X], dim=1), torch.cat([*done_defect, defect]), settled
 
 
 def polish(
@@ -196,7 +222,8 @@ def polish(
     start = X
     f, defect, g = objective.value(X)
     for _ in range(steps):
-        matrix = objective.normal_matrix(X) - (n - 1) * objective.second(X)
+        # Along x the first is 1 + along, the second 1: the sum stays definite there.
+        matrix = objective.normal_matrix(X, n) - (n - 1) * objective.second(X)
         matrix.diagonal(dim1=-2, dim2=-1).sub_(defect.unsqueeze(-1))
         step, failed = tangent_step(matrix, X, g - f * X)
         length = step.norm(dim=0)
@@ -216,7 +243,8 @@ def polish(
 def _starts(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d b"]:
     """Random points, and guesses by algebra once no more components are left than dimensions."""
     V, space = left.V, left.spectrum.rows
-    count = min(max(left.count // 2, 8), 512)
+    # Half as many as are left waste a fifth; below a hundred or so a round costs its operations.
+    count = min(max(left.count // 2, min(left.count, 64), 8), 512)
     X = gaussian((space.d, count), generator=generator, dtype=V.dtype, device=V.device)
     if left.count > space.d:
         return normalized(X)
@@ -234,7 +262,9 @@ def _by_pencil(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d 
     k, d = left.count, space.d
     mix = gaussian((k, 2), generator=generator, dtype=V.dtype, device=V.device)
     y = gaussian((d, 1), generator=generator, dtype=V.dtype, device=V.device)
-    first, second = space.contract_to_matrices(V @ mix, y.expand(-1, 2))
+    first, second = space.contract_to_matrices(
+        (V @ mix) / space.scale.unsqueeze(-1), y.expand(-1, 2)
+    )
     values, vectors = torch.linalg.eigh(first)
     top = values.abs().argsort(descending=True)[:k]
     basis, scaled = vectors[:, top], values[top]
@@ -253,14 +283,16 @@ def _accepted(
 ) -> Float[Tensor, "d s"]:
     """Distinct points, best first: the exact ones, or else those about as good as the best."""
     good = defect < EXACT
-    if not bool(good.any()):
+    if len(defect) and not bool(good.any()):
         good = (defect < tol) & (defect < 30 * defect.min())
     order = defect.argsort()
-    X = X[:, order[good[order]]]
-    cosine = (X.mT @ X).abs()
-    # A point goes where one before it is the same.
-    repeated = (cosine > 1 - SAME).triu(1).any(dim=0)
-    return X[:, ~repeated][:, :limit]
+    return _distinct(X[:, order[good[order]]], SAME)[:, :limit]
+
+
+def _distinct(X: Float[Tensor, "d b"], same: float) -> Float[Tensor, "d s"]:
+    """Unit columns without those that equal, up to sign, one before them."""
+    repeated = ((X.mT @ X).abs() > 1 - same).triu(1).any(dim=0)
+    return X[:, ~repeated]
 
 
 def _independent(duals: Float[Tensor, "k s"]) -> Tensor:
