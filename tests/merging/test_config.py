@@ -427,6 +427,7 @@ def test_chat_templates_are_given_or_the_commonest(zoo, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*lack statistics")
+@pytest.mark.slow  # the wrappers of a typed run would stand between caller and warning
 def test_a_configuration_names_each_model_s_statistics(zoo, tmp_path):
     for seed, name in enumerate("ab"):
         grams = {
