@@ -153,7 +153,7 @@ def test_ctrl_c_says_that_nothing_is_left(argv, tmp_path, capsys, monkeypatch):
     def stop(self, done, total):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spanwise.cli.export._Progress.__call__", stop)
+    monkeypatch.setattr("spanwise.cli._progress.Progress.__call__", stop)
     assert main(argv) == 130
     assert "nothing half is left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(
             if done == 3:
                 raise KeyboardInterrupt
 
-        patch.setattr("spanwise.cli.merge._Progress.__call__", stop)
+        patch.setattr("spanwise.cli._progress.Progress.__call__", stop)
         assert main(argv) == 130
     assert "Resume: the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_passes_that_are_whole(zoo, tmp_path, capsys, monkeypat
             if index == 2:
                 raise KeyboardInterrupt
 
-        patch.setattr("spanwise.cli._merge_stats._Progress.__call__", stop)
+        patch.setattr("spanwise.cli._merge_stats._Passes.__call__", stop)
         assert run("stats", zoo / "a", "--data", zoo / "a.jsonl", "--out", out, *argv) == 130
     assert "the same command repeats only what is missing" in capsys.readouterr().err
     assert not out.exists()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spanwise.atlas._select import chosen_maps
+from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Terminal, check_device
 from spanwise.cli.merge_stats import StatsOptions
 from spanwise.datasets import TextData, load_text
@@ -79,7 +80,7 @@ def collect(options: StatsOptions, terminal: Terminal) -> None:
         seed=options.seed,
         job=_job(options, spec, adapter, text),
         overwrite=options.overwrite,
-        watch=_Progress(terminal, len(examples)),
+        watch=_Passes(terminal, len(examples)),
         **choice,
     )
     tell(stats, options, time.perf_counter() - begun, terminal)
@@ -279,19 +280,13 @@ def _check_out(options: StatsOptions) -> None:
         raise ValueError(f"{options.out} exists. Name another file, or pass --overwrite.")
 
 
-class _Progress:
-    """Tells how far a pass is: every batch on a terminal, every tenth elsewhere."""
+class _Passes:
+    """Progress over the examples of all passes."""
 
     def __init__(self, terminal: Terminal, total: int) -> None:
-        self.terminal, self.total = terminal, total
-        self.begun, self.told = time.perf_counter(), (0, 0)
+        self.progress, self.total = Progress(terminal, "example"), total
 
     def __call__(self, index: int, count: int, done: int) -> None:
-        tenth = (index, 10 * done // self.total)
-        if not self.terminal.interactive and tenth == self.told and done < self.total:
-            return
-        self.told = tenth
-        each = f"pass {index}/{count}  " if count > 1 else ""
-        share = (index - 1 + done / self.total) / count
-        left = (time.perf_counter() - self.begun) * (1 - share) / share
-        self.terminal.live(f"{each}example {done}/{self.total}  {left:.0f} s left")
+        if count > 1:
+            self.progress.part = f"pass {index}/{count}  example"
+        self.progress((index - 1) * self.total + done, count * self.total)

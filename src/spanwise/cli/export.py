@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Interrupted, Terminal, run_verb
 from spanwise.merging._export.config import ExportConfig
 
@@ -70,14 +71,14 @@ def _lora(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
         dtype=None if config.dtype is None else getattr(torch, config.dtype),
         device=config.device,
         seed=config.seed,
-        watch=_Progress(terminal, "looking at tensor"),
+        watch=Progress(terminal, "looking at tensor"),
     )
     _tell(plan, terminal)
     if config.plan or config.out is None:
         terminal.say("Nothing was written.")
         terminal.result(plan.record())
         return 0
-    progress = _Progress(terminal, "writing matrix")
+    progress = Progress(terminal, "writing matrix")
     written = plan.write(config.out, overwrite=config.overwrite, watch=progress)
     terminal.say(
         f"wrote {written.folder} in {time.perf_counter() - begun:.1f} s: "
@@ -127,7 +128,7 @@ def _merged(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
         config.out,
         max_shard_bytes=config.max_shard_bytes,
         overwrite=config.overwrite,
-        watch=_Progress(terminal, "writing tensor"),
+        watch=Progress(terminal, "writing tensor"),
     )
     checked = check_model(config.out, values=False)
     return _report(checked, serve_model(config.out), terminal, verb="wrote")
@@ -139,7 +140,7 @@ def _checked(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
 
     if folder.is_file():
         raise ValueError(f"{folder} is a file: name the folder that holds it and its config.json.")
-    watch = None if config.quick else _Progress(terminal, "reading tensor")
+    watch = None if config.quick else Progress(terminal, "reading tensor")
     checked = check_model(folder, values=not config.quick, watch=watch)
     return _report(checked, serve_model(folder), terminal, verb="checked")
 
@@ -266,16 +267,3 @@ def _span(ranks: list[int]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if share < 0.9999 or share == 1 else f"{100 * share:.6f} %"
-
-
-class _Progress:
-    """Tells how far it is: every tensor on a terminal, every fourth part elsewhere."""
-
-    def __init__(self, terminal: Terminal, doing: str) -> None:
-        self.terminal, self.doing, self.told = terminal, doing, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        quarter = 4 * done // total
-        if self.terminal.interactive or quarter > self.told:
-            self.told = quarter
-            self.terminal.live(f"{self.doing} {done}/{total}")

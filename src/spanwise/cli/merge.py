@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.cli import dispatch
+from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Interrupted, Terminal, check_device, run_verb
 from spanwise.merging.config import MergeConfig
 
@@ -66,7 +67,7 @@ def run(config: MergeConfig, terminal: Terminal) -> int:
         workers=config.workers,
         memory=config.memory,
         overwrite=config.overwrite,
-        watch=_Progress(terminal),
+        watch=Progress(terminal, "tensor"),
     )
     tell(plan, written, time.perf_counter() - begun, terminal)
     return 0
@@ -239,21 +240,6 @@ def _methods(options: MethodsOptions, terminal: Terminal) -> None:
 def first_line(kind: type) -> str:
     """The first line of a class's docstring."""
     return inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
-
-
-class _Progress:
-    """Tells how far a merge is: every tensor on a terminal, every tenth elsewhere."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self.terminal, self.begun, self.told = terminal, time.perf_counter(), 0
-
-    def __call__(self, done: int, total: int) -> None:
-        tenths = 10 * done // total
-        if not self.terminal.interactive and tenths == self.told and done < total:
-            return
-        self.told = tenths
-        left = (time.perf_counter() - self.begun) / done * (total - done)
-        self.terminal.live(f"tensor {done}/{total}  {left:.0f} s left")
 
 
 _WORDS = {"matrix": "matrix", "vector": "no matrix", "copy": "copied"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Terminal, check_device, run_verb
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ def run(options: DiagnoseOptions, terminal: Terminal) -> None:
             "give the base and two models or more: pairs of models are compared, and "
             f"{max(0, len(options.models) - 1)} came after the base."
         )
-    from spanwise.cli.merge import _Progress
     from spanwise.io import check_place
     from spanwise.merging._diagnose import diagnose
     from spanwise.report._worker import peak_bytes
@@ -109,7 +109,7 @@ def run(options: DiagnoseOptions, terminal: Terminal) -> None:
         device=options.device,
         workers=options.workers,
         memory=options.memory,
-        progress=_Progress(terminal),
+        progress=Progress(terminal, "tensor"),
     )
     for table in found.tables():
         terminal.say()
