@@ -7,6 +7,7 @@ from sklearn.exceptions import NotFittedError
 
 from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._base import Estimator
+from spanwise.estimators._progress import ProgressLine
 from spanwise.io import save_tensors
 
 
@@ -46,6 +47,38 @@ def test_a_saved_estimator_comes_back_whole(tmp_path, kind):
     assert type(again.means_) is type(fitted.means_)
     np.testing.assert_array_equal(again.means_, fitted.means_)
     assert (again.n_iter_, again.trace_, again.n_features_in_) == (3, [1.0, 2.0], 3)
+
+
+def test_state_dicts_and_lists_of_arrays_come_back_whole(tmp_path):
+    fitted = Means().fit(samples())
+    fitted.state_ = torch.nn.BatchNorm1d(3).state_dict()
+    fitted.bases_ = [samples(), samples().numpy()[:, :1]]
+    fitted.history_ = {"rate": np.arange(3.0), "note": "two kinds", "parts": [{"x": np.int64(4)}]}
+    again = Means.load(fitted.save(tmp_path / "means.safetensors"))
+    assert list(again.state_) == list(fitted.state_)
+    assert all(torch.equal(again.state_[key], fitted.state_[key]) for key in fitted.state_)
+    assert again.state_["num_batches_tracked"].dtype == torch.int64
+    assert torch.equal(again.bases_[0], fitted.bases_[0])
+    np.testing.assert_array_equal(again.bases_[1], fitted.bases_[1])
+    np.testing.assert_array_equal(again.history_["rate"], fitted.history_["rate"])
+    assert (again.history_["note"], again.history_["parts"]) == ("two kinds", [{"x": 4}])
+
+
+class Networks(Means):
+    _left_out = ("network",)
+
+    def __init__(self, network=None, shift=0.0, random_state=None):
+        super().__init__(shift, random_state)
+        self.network = network
+
+
+def test_a_parameter_that_no_file_holds_is_given_again(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    path = Networks(network, shift=1.5).fit(samples()).save(tmp_path / "networks.safetensors")
+    assert Networks.load(path).network is None
+    again = Networks.load(path, network=network)
+    assert again.network is network
+    assert again.shift == 1.5
 
 
 def test_names_of_features_are_saved_and_compared(tmp_path):
@@ -127,3 +160,30 @@ def test_a_seed_repeats_and_a_generator_goes_on():
         assert first(source) != first(source)
     with pytest.raises(TypeError, match="random_state must be None, an integer"):
         make_generator("seed")
+
+
+def test_progress_is_told_by_tenths_and_only_if_asked(capsys):
+    with ProgressLine(True, "Means step", 40) as line:
+        for step in range(1, 41):
+            line(step, note="loss 0.5")
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert told.out == ""
+    assert len(lines) == 10
+    assert lines[-1].startswith("Means step 40/40  loss 0.5  0 s left")
+    with ProgressLine(False, "Means step", 1) as line:
+        line(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_rewrites_one_line_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("spanwise.estimators._progress.EVERY", 0.0)
+    with ProgressLine(True, "Means step", 3) as line:
+        for step in range(1, 4):
+            line(step)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert err.count("\r") == 3

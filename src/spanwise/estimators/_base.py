@@ -1,6 +1,7 @@
 """What estimators share: scikit-learn's contract, numpy or torch in, files without pickle."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,15 +23,19 @@ from sklearn.utils.validation import (  # noqa: E402
 E = TypeVar("E", bound="Estimator")
 
 FORMAT = "spanwise-estimator"
-VERSION = "1"
+VERSION = "2"
 
 
 class Estimator(BaseEstimator):
     """scikit-learn's `BaseEstimator` that also takes tensors, and saves without pickle.
 
     `fit` sets attributes that end in an underscore; they are arrays of the kind that `fit` was
-    given, numbers, text, or lists and dicts of those.
+    given, numbers, text, or lists and dicts of those, such as a network's state dict.
     """
+
+    _left_out: tuple[str, ...] = ()
+    """Parameters that no file can hold, such as a user's network: None after `load`, unless given
+    to it again."""
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and fitted attributes to one safetensors file, whole or not at all.
@@ -48,36 +53,31 @@ class Estimator(BaseEstimator):
 
         check_is_fitted(self)
         tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {}
-        kinds: dict[str, str] = {}
-        for name, value in vars(self).items():
-            if name.startswith("_") or not name.endswith("_"):
-                continue
-            if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
-                values[name], kinds[name] = [str(item) for item in value], "names"
-            elif isinstance(value, np.ndarray):
-                tensors[name], kinds[name] = torch.tensor(value), "numpy"
-            elif isinstance(value, Tensor):
-                tensors[name], kinds[name] = value.detach(), "torch"
-            else:
-                values[name] = value.item() if isinstance(value, np.generic) else value
+        values = {
+            name: _pack(name, value, tensors)
+            for name, value in vars(self).items()
+            if name.endswith("_") and not name.startswith("_")
+        }
+        parameters = self.get_params(deep=False)
         metadata = {
             "format": FORMAT,
             "version": VERSION,
             "spanwise": spanwise.__version__,
             "estimator": type(self).__name__,
-            "parameters": _json(self, "parameter", self.get_params(deep=False)),
+            "parameters": _json(
+                self, "parameter", {k: v for k, v in parameters.items() if k not in self._left_out}
+            ),
             "attributes": _json(self, "attribute", values),
-            "kinds": json.dumps(kinds),
         }
         return save_tensors(path, tensors, metadata)
 
     @classmethod
-    def load(cls: type[E], path: str | Path) -> E:
+    def load(cls: type[E], path: str | Path, **parameters: Any) -> E:
         """Read what `save` wrote. Nothing is unpickled; tuples come back as lists.
 
         Args:
             path: The file.
+            **parameters: Parameters to set otherwise, and those that no file can hold.
 
         Raises:
             ValueError: If the file holds another estimator, or another version of the format.
@@ -98,14 +98,9 @@ class Estimator(BaseEstimator):
                 f"{path} holds a {metadata['estimator']}, not a {cls.__name__}. Load it with "
                 f"{metadata['estimator']}.load."
             )
-        found = cls(**json.loads(metadata["parameters"]))
-        kinds = json.loads(metadata["kinds"])
+        found = cls(**{**json.loads(metadata["parameters"]), **parameters})
         for name, value in json.loads(metadata["attributes"]).items():
-            names = kinds.get(name) == "names"
-            setattr(found, name, np.array(value, dtype=object) if names else value)
-        for name in reader:
-            value = reader[name]
-            setattr(found, name, value.numpy() if kinds[name] == "numpy" else value)
+            setattr(found, name, _unpack(value, reader))
         return found
 
     def _samples(self, X: Any, *, reset: bool, min_samples: int = 1) -> tuple[Tensor, Back]:
@@ -157,6 +152,44 @@ class Estimator(BaseEstimator):
         if not bool(torch.isfinite(X).all()):
             raise ValueError("X contains NaN or infinity. Drop or impute those samples.")
         return X, to_torch
+
+
+_ARRAY, _NAMES = "array:", "names:"
+"""The only key of a dict that stands for an array: of numbers, among the tensors; of names."""
+
+
+def _pack(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` for JSON, its arrays moved to `tensors` under names that begin with `path`."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return {_NAMES: [str(item) for item in value]}
+    if isinstance(value, np.ndarray):
+        tensors[path] = torch.tensor(value)
+        return {_ARRAY: [path, "numpy"]}
+    if isinstance(value, Tensor):
+        # Entries of a state dict may share memory, which the file does not.
+        tensors[path] = value.detach()
+        return {_ARRAY: [path, "torch"]}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _pack(f"{path}.{key}", held, tensors) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(f"{path}.{i}", held, tensors) for i, held in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_pack`."""
+    if isinstance(value, list):
+        return [_unpack(held, tensors) for held in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {_NAMES}:
+        return np.array(value[_NAMES], dtype=object)
+    if set(value) == {_ARRAY}:
+        path, kind = value[_ARRAY]
+        return tensors[path].numpy() if kind == "numpy" else tensors[path]
+    return {key: _unpack(held, tensors) for key, held in value.items()}
 
 
 def _json(estimator: Estimator, what: str, values: dict[str, Any]) -> str:
