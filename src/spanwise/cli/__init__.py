@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a verb's module loads when the verb is called.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -73,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spanwise {__version__}")
         return 0
     code = dispatch(VERBS, arguments, prog="spanwise", page=help_page())
-    if argv is None and code > 128:
-        from spanwise.cli._signals import ignore_ctrl_c
+    if argv is None:
+        # The interpreter would look through all of torch for garbage before it ends: half a second.
+        gc.freeze()
+        if code > 128:
+            from spanwise.cli._signals import ignore_ctrl_c
 
-        ignore_ctrl_c()
+            ignore_ctrl_c()
     return code
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,7 @@ def _read_bytes(slot: Slot, start: int, count: int, into: Tensor | None = None) 
     held = torch.empty(count, dtype=torch.uint8) if into is None else into[:count]
     view = held.numpy().data
     done = 0
-    with slot.path.open("rb", buffering=0) as stream:
+    with FileIO(slot.path) as stream:
         stream.seek(start)
         while done < count:  # one call moves at most 2 GiB
             got = stream.readinto(view[done : done + 2**30])

@@ -164,7 +164,7 @@ class Job:
     def _stored(self, name: str, rows: slice | None) -> Tensor | None:
         """Some rows of the base, in memory that the next ones overwrite."""
         base = self.inputs.base
-        return None if base is None else base.read(name, rows, self.scratch, "stored base")
+        return None if base is None else base.lent(name, rows, self.scratch, "stored base")
 
     def _apply(
         self, name: str, stored: Tensor | None, update: Tensor, scale: float, out: Tensor

@@ -105,7 +105,7 @@ class Work:
     ) -> Iterator[Tensor]:
         """Every model's update in turn, for those who look at each once.
 
-        Each lies in memory that the next one overwrites, and may hold NaN or infinity: what comes
+        Each lies in memory that a later one overwrites, and may hold NaN or infinity: what comes
         of them goes through `finite`, one look in place of one for each model.
 
         Args:
@@ -117,10 +117,10 @@ class Work:
             assert source is not None  # checked before any tensor is read
             stored = self.stored
             if stored is None:
-                stored = source.read(self.name, self.rows, self.scratch, "stored base")
+                stored = source.lent(self.name, self.rows, self.scratch, "stored base")
             base = self._lent("base", stored)
-        for index in range(self.count) if models is None else models:
-            update = self.inputs.models[index].update(self.name, base, self.rows, self.scratch)
+        chosen = range(self.count) if models is None else models
+        for update in self.inputs.updates(self.name, base, self.rows, chosen, self.scratch):
             yield update if self.keep is None else self.keep(update)
 
     def finite(self, found: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +63,7 @@ class CompleteAdapter(AdapterSource):
         return list(self._whole)
 
     @override
-    def update(
-        self, name: str, base: Tensor, rows: slice | None = None, scratch: Any = None
-    ) -> Tensor:
+    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
         found = super().update(name, base, rows)
         if name not in self._whole:
             return found
