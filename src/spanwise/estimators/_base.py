@@ -34,8 +34,8 @@ class Estimator(BaseEstimator):
     """
 
     _left_out: tuple[str, ...] = ()
-    """Parameters that no file can hold, such as a user's network: None after `load`, unless given
-    to it again."""
+    """Parameters that may be what no file can hold, such as a user's network: `load` then leaves
+    None, unless they are given to it again."""
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and fitted attributes to one safetensors file, whole or not at all.
@@ -65,7 +65,9 @@ class Estimator(BaseEstimator):
             "spanwise": spanwise.__version__,
             "estimator": type(self).__name__,
             "parameters": _json(
-                self, "parameter", {k: v for k, v in parameters.items() if k not in self._left_out}
+                self,
+                "parameter",
+                {k: v for k, v in parameters.items() if k not in self._left_out or _is_json(v)},
             ),
             "attributes": _json(self, "attribute", values),
         }
@@ -190,6 +192,14 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         path, kind = value[_ARRAY]
         return tensors[path].numpy() if kind == "numpy" else tensors[path]
     return {key: _unpack(held, tensors) for key, held in value.items()}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _json(estimator: Estimator, what: str, values: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""The parts of MLC: coding rates, doubly stochastic memberships, the network, labels."""
