@@ -4,9 +4,9 @@
     python benchmarks/merging.py --growth
 
 writes results/benchmarks/merging.json. Each case is a process of its own, start-up included, on one
-thread: ours, mergekit's (`--mergekit` names a Python that has it), and the authors' Iso-C code
-(`--iso`, a checkout of danielm1405/iso-merging). `copy` reads and writes the bytes that any merge
-must. The models are random, in bfloat16, of SmolLM2-135M's shapes; about 2.5 GB of disk.
+thread: `spanwise merge` as one types it, mergekit's (`--mergekit` names a Python that has it), and
+the authors' Iso-C code (`--iso`, a checkout of danielm1405/iso-merging). `copy` reads and writes
+the bytes that any merge must. The models are random, in bfloat16, of SmolLM2-135M's shapes; about 2.5 GB of disk.
 
 `--slow` adds the two methods that take minutes. `--only ties copy` runs the cases whose name holds
 one of these, and writes no file. `--growth` measures ours for two, four and eight models of 135M
@@ -46,12 +46,14 @@ GROWTH = {"task_arithmetic": {}, "ties": {"density": 0.2}, "iso_c": {}}
 
 OURS = """
 import sys
-from spanwise.merging._folder import merge_to_folder
-from spanwise.merging._merge import prepare
-root, method, count, out = sys.argv[1:5]
-base = None if method == "linear" else f"{root}/base"  # as in mergekit's configuration
-job = prepare(base, [f"{root}/model{i}" for i in range(int(count))], method, **OPTIONS)
-merge_to_folder(job, out, overwrite=True)
+root, method, count, out = given = sys.argv[1:5]
+base = "none" if method == "linear" else f"{root}/base"  # as in mergekit's configuration
+models = [f"{root}/model{i}" for i in range(int(count))]
+sys.argv = ["spanwise", "merge", base, *models, "--method", method, "--out", out, "--quiet"]
+sys.argv += FLAGS
+from spanwise.cli import main
+assert main() == 0
+sys.argv[1:5] = given
 """
 
 COPY = """
@@ -211,7 +213,14 @@ def measured(case: tuple[str, str, str, str], root: Path, count: int, rounds: in
 
 
 def our_case(name: str, options: dict) -> tuple[str, str, str, str]:
-    code = OURS.replace("OPTIONS", repr(options))
+    flags = [
+        word
+        for key, value in options.items()
+        for word in (
+            ("--density", str(value)) if key == "density" else ("--option", f"{key}={value}")
+        )
+    ]
+    code = OURS.replace("FLAGS", repr(flags))
     return f"spanwise {name}", name.partition(" ")[0], sys.executable, code
 
 

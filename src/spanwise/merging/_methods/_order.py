@@ -160,19 +160,11 @@ class _Search:
         self.low, self.high = 0, 0
 
     def select(self, found: Array) -> None:
-        """Settle it at once, where everything is in memory."""
+        """Settle it at once, where everything is in memory; `found` is put in another order."""
         self.kind = found.dtype.type
-        self.guess(np.sort(found[:: max(1, self.total // _SAMPLE)]))
-        # The interval holds a few per cent, which are sorted out; without a guess it is everything.
-        low, high = self.low, self.high or 1 << (8 * found.itemsize - 1)
-        below = int(np.count_nonzero(found < low))
-        inside = found - self.kind(low)
-        inside = inside[inside < self.kind(high - low)]
-        if not 0 <= self.rank - below < len(inside):
-            inside, low, below = found, 0, 0
-        place = self.rank - below
-        pattern = low + int(np.partition(inside, place)[place])
-        self._settle(pattern, int(np.count_nonzero(found > pattern)))
+        found.partition(self.rank)
+        pattern = found[self.rank]
+        self._settle(int(pattern), int(np.count_nonzero(found[self.rank :] > pattern)))
 
     def guess(self, sample: Array) -> None:
         """Narrow the interval down to where the cut should be; `sample` is sorted."""
