@@ -1,19 +1,19 @@
 """GODS against its formula, finite differences, symmetries, limits, and scikit-learn's contract."""
 
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
+from scipy import sparse
+from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import check_estimator
 
 from conformance.bases import defect, gap
+from conformance.estimators import OutlierSuite
 from spanwise.estimators import GODS
-from spanwise.estimators._gods.features import gram, kernel_map
+from spanwise.estimators._gods.features import gram, kernel_map, whitener
 from spanwise.estimators._gods.objective import Objective, mirrored
 from spanwise.estimators._gods.starts import PAIR, begin
 from spanwise.linalg import riemannian_cg, stiefel
@@ -84,6 +84,33 @@ class TestObjective:
             got = (slope * move).flatten(1).sum(1)
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
+    def test_riemannian_gradient_is_the_slope_along_retractions(self):
+        objective, start = Objective(data(), ETA, LAM), point(2)
+        slope = PAIR.projection(start, objective.gradient(start, objective.cost(start)[1]))
+        ahead = PAIR.projection(start, tuple(torch.randn_like(t) for t in start))
+        ends = [
+            objective.cost(PAIR.retraction(start, tuple(step * h for h in ahead)))[0]
+            for step in (1e-6, -1e-6)
+        ]
+        expected = (ends[0] - ends[1]) / 2e-6
+        torch.testing.assert_close(PAIR.inner(slope, ahead), expected, rtol=1e-6, atol=1e-6)
+
+    def test_sums_over_samples_so_that_each_counts_alike(self):
+        x, at = data(), mirrored(*point())
+        once, twice = (Objective(t, ETA, LAM).cost(at)[0] for t in (x, torch.cat([x, x])))
+        torch.testing.assert_close(twice, 2 * once, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("n", [1, 4, 40])
+    def test_distances_of_all_samples_come_from_as_few_rows_as_their_span_has(self, n):
+        x = 100 + data(n)  # far from the origin, where sums of squares would cancel
+        frames, biases = point()
+        biases = biases - torch.einsum("ncdk,d->nck", frames, x.mean(0))
+        objective = Objective(x, 1e-3, LAM)
+        value, saved = objective.cost((frames, biases))
+        w1, w2 = mirrored(frames, biases)
+        assert float(value) == pytest.approx(formula(x, w1[0], w2[0], eta=1e-3), rel=1e-12)
+        assert len(saved[3].flatten(0, -2).mT) == min(n, D)
+
     def test_does_not_change_when_columns_are_permuted_with_their_biases(self):
         objective, (frames, biases) = Objective(data(), ETA, LAM), point(k=4)
         order = [2, 0, 3, 1]
@@ -118,7 +145,7 @@ class TestDescent:
             assert defect(found.point[0]) < 1e-12
         assert (torch.stack(costs).diff(dim=0) <= 0).all()
 
-    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 40])
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 40, 300])
     @pytest.mark.parametrize("k", [1, 3])
     def test_takes_pymanopts_path(self, steps, k):
         pymanopt = pytest.importorskip("pymanopt")
@@ -149,7 +176,8 @@ class TestDescent:
             initial_point=[*w, *biases[0].numpy()],
         )
         ours = descend(objective, mirrored(frames, biases), iterations=steps)
-        assert float(ours.cost) == pytest.approx(theirs.cost, rel=1e-8)
+        # At a kink rounding decides which direction pulls: in the end 1 % is what can be asked.
+        assert float(ours.cost) == pytest.approx(theirs.cost, rel=1e-8 if steps <= 40 else 1e-2)
 
     def test_from_mirrored_classifiers_leaves_them_one_classifier(self):
         # In mirrored form W2 = -W1, b2 = -b1 is twice the same frame.
@@ -200,8 +228,8 @@ class TestStarts:
 
     def test_a_slab_has_all_data_inside(self):
         x = data()
-        _, (_, hinges) = Objective(x, ETA, LAM).cost(begin(x, K, ETA, "slab", 1, seeded(0)))
-        assert float(hinges.max()) < 1e-12
+        _, saved = Objective(x, ETA, LAM).cost(begin(x, K, ETA, "slab", 1, seeded(0)))
+        assert float(saved[1].max()) < 1e-12  # hinges
 
     def test_the_official_one_of_one_direction_leaves_the_data_alone(self):
         x = data()
@@ -218,6 +246,21 @@ class TestStarts:
     def test_all_fit_alike_each_time(self, start):
         first, again = (fitted(start=start, max_iter=10, random_state=3) for _ in range(2))
         np.testing.assert_array_equal(first.frames_, again.frames_)
+
+
+class TestWhitening:
+    @pytest.mark.parametrize("n", [5, 12, 200])
+    def test_inverts_the_covariance_of_ledoit_and_wolf(self, n):
+        x = data(n) - data(n).mean(dim=0)
+        turn = whitener(x)
+        expected = np.linalg.inv(ledoit_wolf(x.numpy(), assume_centered=True)[0])
+        np.testing.assert_allclose((turn @ turn.mT).numpy(), expected, rtol=1e-10)
+
+    def test_shrinks_what_has_no_variance_and_survives_constant_data(self):
+        x = data(200) - data(200).mean(dim=0)
+        x[:, 2] = 0
+        assert torch.isfinite(whitener(x)).all()
+        assert torch.isfinite(whitener(torch.zeros(4, 3, dtype=F64))).all()
 
 
 class TestKernel:
@@ -280,7 +323,7 @@ class TestDecision:
         model = fitted(contamination=0.2)
         assert (model.predict(data().numpy()) == -1).sum() == 8
 
-    @pytest.mark.parametrize("scaling", [None, "standard", "rows"])
+    @pytest.mark.parametrize("scaling", [None, "standard", "whiten", "rows"])
     def test_is_explained_feature_by_feature(self, scaling):
         model = fitted(scaling=scaling, max_iter=20)
         X = data(seed=4).numpy()
@@ -320,19 +363,9 @@ class TestDecision:
             GODS().as_pyod(0.6)
 
 
-class TestContract:
-    @pytest.mark.slow
-    def test_scikit_learns_checks_pass(self):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_estimator(GODS(start="slab", max_iter=5), on_skip=None)
-
-    def test_survives_clone_and_pipelines(self):
-        X = data().numpy()
-        pipe = make_pipeline(StandardScaler(), GODS(max_iter=20, start="slab", tol=1.0))
-        again = clone(pipe).fit(X)
-        np.testing.assert_array_equal(again.score_samples(X), pipe.fit(X).score_samples(X))
-        np.testing.assert_array_equal(pipe.fit_predict(X), pipe.predict(X))
+class TestContract(OutlierSuite):
+    estimator = GODS
+    options: ClassVar = {"start": "slab", "max_iter": 5}
 
     @pytest.mark.parametrize("options", [{"scaling": "standard"}, {"kernel": "rbf"}])
     def test_a_saved_one_scores_alike(self, tmp_path, options):
@@ -342,21 +375,28 @@ class TestContract:
         np.testing.assert_allclose(again.score_samples(X), model.score_samples(X), atol=1e-12)
         assert again.get_params() == model.get_params()
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_tensors_come_back_as_tensors_of_their_dtype(self, dtype):
-        model = fitted(data().to(dtype), max_iter=20)
-        scores = model.score_samples(data(seed=4).to(dtype))
-        assert scores.dtype == model.frames_.dtype == dtype
-        # Where float32 and float64 begin alike and go a few steps only.
+    def test_float32_goes_the_same_way_for_some_steps(self):
         few = {"max_iter": 5, "start": "slab"}
         wide = fitted(**few).score_samples(data(seed=4).numpy())
-        near = fitted(data().to(dtype), **few).score_samples(data(seed=4).to(dtype))
-        np.testing.assert_allclose(near.numpy(), wide, atol=1e-3 if dtype == torch.float32 else 0)
-        assert set(model.predict(data().to(dtype)).tolist()) <= {-1, 1}
+        near = fitted(data().float(), **few).score_samples(data(seed=4).float())
+        np.testing.assert_allclose(near.numpy(), wide, atol=1e-3)
 
     def test_says_what_to_do_when_it_does_not_converge(self):
         with pytest.warns(ConvergenceWarning, match="Raise max_iter or tol, or scale the data"):
             GODS(max_iter=1).fit(data().numpy())
+
+    def test_a_share_of_the_features_is_a_number_of_directions(self):
+        assert fitted(n_directions=0.5).frames_.shape == (2, D, 3)
+        assert fitted(n_directions=1.0).frames_.shape == (2, D, D)
+        assert fitted(n_directions=0.01).frames_.shape == (2, D, 1)
+
+    def test_an_earlier_fit_leaves_nothing_behind(self):
+        model = fitted(scaling="whiten", max_iter=5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(scaling=None).fit(data().numpy())
+        assert not hasattr(model, "whitener_")
+        assert not hasattr(model, "mean_")
 
     def test_more_directions_than_features_are_clipped(self):
         with pytest.warns(UserWarning, match="n_directions = 9 exceeds the 6 features: 6 are used"):
@@ -369,12 +409,16 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"n_directions": 0}, "n_directions must be at least 1, got 0"),
+            (
+                {"n_directions": 0},
+                "n_directions must be at least 1, or a share of the features in .*, got 0",
+            ),
+            ({"n_directions": 1.5}, "n_directions must be at least 1, or a share .*, got 1.5"),
             ({"eta": 0.0}, "eta must be finite and above 0, got 0.0"),
             ({"lam": -1.0}, "lam must be finite and at least 0, got -1.0"),
             ({"coupling": float("nan")}, "coupling must be finite and at least 0, got nan"),
             ({"kernel": "poly"}, "kernel must be None, 'linear', 'rbf' or a function, got 'poly'"),
-            ({"scaling": "minmax"}, "scaling must be one of None, 'standard', 'rows'"),
+            ({"scaling": "minmax"}, "scaling must be one of None, 'standard', 'whiten', 'rows'"),
             ({"start": "best"}, "start must be one of 'one_sided', 'slab', 'random', 'official'"),
             ({"contamination": 0.6}, r"contamination must be None or in \(0, 0.5\], got 0.6"),
             ({"contamination": 0.0}, r"contamination must be None or in \(0, 0.5\], got 0.0"),
@@ -386,6 +430,19 @@ class TestBadInput:
     def test_options_out_of_range(self, options, message):
         with pytest.raises(ValueError, match=message):
             GODS(**options).fit(data().numpy())
+
+    @pytest.mark.parametrize(
+        ("X", "kind", "message"),
+        [
+            (sparse.csr_array(np.eye(5)), TypeError, "[Ss]parse"),
+            (np.empty((0, 3)), ValueError, "0 sample"),
+            (np.arange(5.0), ValueError, "1D array"),
+            (torch.empty(0, 3), ValueError, "0 sample"),
+        ],
+    )
+    def test_what_is_no_table_of_samples(self, X, kind, message):
+        with pytest.raises(kind, match=message):
+            GODS().fit(X)
 
     def test_an_explanation_of_a_kernel(self):
         with pytest.raises(ValueError, match=r"explain needs kernel=None.*margins\(X\)"):

@@ -1,8 +1,7 @@
 """GODS: a pair of orthonormal frames that holds normal data between its hyperplanes."""
 
-import math
 import warnings
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from sklearn.base import OutlierMixin
@@ -19,11 +18,16 @@ from spanwise.estimators._gods.features import (
     gram,
     kernel_map,
     scale_rows,
+    whitener,
 )
 from spanwise.estimators._gods.objective import Objective, mirrored
+from spanwise.estimators._gods.options import check_options, directions
 from spanwise.estimators._gods.pyod import PyodAdapter
 from spanwise.estimators._gods.starts import PAIR, Start, begin
 from spanwise.linalg import riemannian_cg
+
+_LEARNED = ("mean_", "scale_", "whitener_", "gamma_", "landmarks_", "projector_")
+"""What `fit` learns for some parameters only."""
 
 
 class GODS(OutlierMixin, Estimator):
@@ -40,13 +44,15 @@ class GODS(OutlierMixin, Estimator):
     kernel the frames act on kernel principal coordinates (KODS), exactly.
 
     Args:
-        n_directions: k, at most the number of features; more are clipped with a warning.
+        n_directions: k, at most the number of features; more are clipped with a warning. A float
+            in `(0, 1]` is a share of them.
         eta: Margin to reach, above 0, in units of the (scaled) data.
         lam: Weight of the squared distances, at least 0. Sums over samples, as the hinges.
         coupling: Weight, at least 0, of |b1 - b2|^2 - 2 tr(W1^T W2), which pulls the two frames
             together as in BODS; 0 is the released code.
-        scaling: `"standard"`: columns to mean 0 and deviation 1. `"rows"`: samples to length 1,
-            as in the released code unless told otherwise. None: as they are.
+        scaling: `"standard"`: columns to mean 0 and deviation 1. `"whiten"`: these uncorrelated
+            and of variance near 1, with Ledoit and Wolf's shrinkage. `"rows"`: samples to length
+            1, as in the released code unless told otherwise. None: as they are.
         kernel: None, `"linear"`, `"rbf"`, or a function of two arrays `(n, d)`, `(m, d)` that
             returns `(n, m)`; it has to be positive semi-definite.
         gamma: Of the rbf kernel exp(-gamma |x - y|^2); None: 1 / (d times the variance of X).
@@ -91,10 +97,11 @@ class GODS(OutlierMixin, Estimator):
     objective_: float
     n_iter_: int
     n_features_in_: int
+    feature_names_in_: Any
 
     def __init__(
         self,
-        n_directions: int = 2,
+        n_directions: float = 2,
         *,
         eta: float = 0.01,
         lam: float = 0.001,
@@ -138,16 +145,10 @@ class GODS(OutlierMixin, Estimator):
             y: Ignored.
         """
         x, back = self._samples(X, reset=True)
-        self._check_parameters()
+        check_options(self.get_params(deep=False))
         generator = make_generator(self.random_state)
         z = self._fit_features(x, back, generator)
-        k = self.n_directions
-        if k > z.shape[1]:
-            k = z.shape[1]
-            warnings.warn(
-                f"n_directions = {self.n_directions} exceeds the {k} features: {k} are used.",
-                stacklevel=2,
-            )
+        k = directions(self.n_directions, z.shape[1])
         objective = Objective(z, self.eta, self.lam, self.coupling)
         found = riemannian_cg(
             objective.cost,
@@ -170,7 +171,7 @@ class GODS(OutlierMixin, Estimator):
                 f"is {float(found.gradient_norm[best]) / len(z):.1e} a sample, tol = {self.tol}. "
                 "Raise max_iter or tol, or scale the data with scaling='standard'.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,  # `no_grad` is a frame of its own
             )
         self.offset_ = 0.0
         if self.contamination is not None:
@@ -219,11 +220,14 @@ class GODS(OutlierMixin, Estimator):
                 "explain needs kernel=None: kernel coordinates are no features. Use margins(X) to "
                 "see which hyperplane a sample crosses."
             )
-        z, back = self._features(X)
+        x, back = self._samples(X, reset=False)
+        z = self._scaled(x)
         frames, _ = mirrored(_like(self.frames_, z), _like(self.biases_, z))
         active = self._margins(z).flatten(1).argmin(dim=1)
-        directions = frames.mT.reshape(-1, z.shape[1])[active]
-        return back(directions * (z - _like(self.center_, z)))
+        normals = frames.mT.reshape(-1, z.shape[1])[active]
+        if self.scaling == "whiten":  # back to the features, whose mean is the origin
+            return back((normals @ _like(self.whitener_, z).mT) * self._standardised(x))
+        return back(normals * (z - _like(self.center_, z)))
 
     def as_pyod(self, contamination: float = 0.1) -> PyodAdapter:
         """A detector with PyOD's habits around this one: `fit` it, then ask for outliers.
@@ -233,44 +237,15 @@ class GODS(OutlierMixin, Estimator):
         """
         return PyodAdapter(self, contamination)
 
-    def _check_parameters(self) -> None:
-        for name, least in (
-            ("n_directions", 1), ("max_iter", 0), ("retries", 0), ("n_init", 1),
-            ("max_landmarks", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if self.n_components is not None and self.n_components < 1:
-            raise ValueError(f"n_components must be None or at least 1, got {self.n_components}.")
-        for name, strict in (("eta", True), ("lam", False), ("coupling", False), ("tol", False)):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf or (strict and value == 0):
-                bound = "above 0" if strict else "at least 0"
-                raise ValueError(f"{name} must be finite and {bound}, got {value}.")
-        if self.contamination is not None and not 0 < self.contamination <= 0.5:
-            raise ValueError(
-                f"contamination must be None or in (0, 0.5], got {self.contamination}."
-            )
-        if self.gamma is not None and not 0 < self.gamma < math.inf:
-            raise ValueError(f"gamma must be None or above 0, got {self.gamma}.")
-        for name, value, known in (
-            ("start", self.start, get_args(Start)),
-            ("scaling", self.scaling, (None, *get_args(Scaling))),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}."
-                )
-        if self.kernel not in (None, "linear", "rbf") and not callable(self.kernel):
-            raise ValueError(
-                f"kernel must be None, 'linear', 'rbf' or a function, got {self.kernel!r}."
-            )
-
     def _fit_features(self, x: Tensor, back: Back, generator: torch.Generator) -> Tensor:
         """Learn the scaling and the kernel's coordinates, and return those of `x`."""
-        if self.scaling == "standard":
-            self.mean_, self.scale_ = back(x.mean(dim=0)), back(column_scales(x))
+        for name in _LEARNED:  # of an earlier fit with other parameters
+            vars(self).pop(name, None)
+        if self.scaling in ("standard", "whiten"):
+            mean, scale = x.mean(dim=0), column_scales(x)
+            self.mean_, self.scale_ = back(mean), back(scale)
+            if self.scaling == "whiten":
+                self.whitener_ = back(whitener((x - mean) / scale))
         x = self._scaled(x)
         if self.kernel is None:
             return x
@@ -291,9 +266,13 @@ class GODS(OutlierMixin, Estimator):
     def _scaled(self, x: Tensor) -> Tensor:
         if self.scaling == "rows":
             return scale_rows(x)
-        if self.scaling == "standard":
-            return (x - _like(self.mean_, x)) / _like(self.scale_, x)
-        return x
+        if self.scaling is None:
+            return x
+        x = self._standardised(x)
+        return x @ _like(self.whitener_, x) if self.scaling == "whiten" else x
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return (x - _like(self.mean_, x)) / _like(self.scale_, x)
 
     def _features(self, X: Any) -> tuple[Tensor, Back]:
         check_is_fitted(self)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Scaling = Literal["standard", "rows"]
+Scaling = Literal["standard", "whiten", "rows"]
 Kernel = Literal["linear", "rbf"] | Callable[[Any, Any], Any]
 _SMALL = 1e-10
 """Eigenvalues of a kernel matrix up to this share of the largest are dropped."""
@@ -27,6 +27,34 @@ def column_scales(x: Float[Tensor, "n d"]) -> Float[Tensor, "*d"]:
     # Rounding of a constant column is no spread.
     floor = 10 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
     return torch.where(spread > floor, spread, 1)
+
+
+def whitener(x: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
+    """B with x B uncorrelated and of variance near 1, largest principal direction first.
+
+    Variances are shrunk towards their mean by Ledoit and Wolf's rule: directions that few samples
+    tell about would otherwise weigh most. Where nothing needs shrinking, directions without
+    variance are dropped; where there is no variance at all, nothing changes.
+
+    Args:
+        x: Centred samples.
+
+    Sources:
+        Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+        2004.
+    """
+    n = len(x)
+    values, vectors = torch.linalg.eigh(x.mT @ x / n)
+    values = values.clamp(min=0)
+    if not bool(values[-1] > 0):
+        return torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    mean, square = values.mean(), values.square().sum()
+    spread = square - len(values) * mean.square()
+    noise = (x.square().sum(dim=1).square().mean() - square).clamp(min=0) / n
+    share = (noise / spread).clamp(max=1) if bool(spread > 0) else torch.ones_like(mean)
+    values = torch.lerp(values, mean, share)
+    kept = values > _SMALL * values[-1]
+    return (vectors[:, kept] * values[kept].rsqrt()).flip(1)
 
 
 def gram(

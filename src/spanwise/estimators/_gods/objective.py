@@ -6,6 +6,7 @@ form used here; `mirrored` goes there and back.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -41,37 +42,63 @@ class Objective:
     ridge: float = 0.0
     """For the one-sided problems that give a start."""
 
+    @cached_property
+    def _mean(self) -> Float[Tensor, " d"]:
+        return self.x.mean(dim=0)
+
+    @cached_property
+    def _root(self) -> Float[Tensor, "r d"]:
+        """R with R^T R the scatter about the mean: distances to all samples from r <= d rows."""
+        centred = self.x - self._mean
+        if len(centred) <= centred.shape[1]:
+            return centred
+        return torch.linalg.qr(centred, mode="r").R
+
     def cost(self, point: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Values `(starts,)`, and margins `(starts, c, k, n)` and hinges `(starts, c, n)`."""
+        """Values `(starts,)`, and what `gradient` needs of the margins at that point."""
         frames, biases = point
         # One product for all starts, classifiers and directions; samples last, so that the
         # minimum over directions runs along memory.
-        margins = frames.mT.reshape(-1, frames.shape[-2]) @ self.x.mT
-        margins = margins.view(*biases.shape, -1).add_(biases.unsqueeze(-1))
+        flat = frames.mT.reshape(-1, frames.shape[-2])
+        margins = (flat @ self.x.mT).view(*biases.shape, -1).add_(biases.unsqueeze(-1))
         hinges = (self.eta - margins.amin(dim=-2)).clamp_(min=0)
         value = hinges.square().sum(dim=(1, 2))
+        centre = biases + (flat @ self._mean).view_as(biases)  # margins of the mean
+        spread = (flat @ self._root.mT).view(*biases.shape, -1)
         if self.lam:
-            value = value + self.lam * torch.linalg.vector_norm(margins.flatten(1), dim=1).square()
+            near = spread.square().sum(dim=(1, 2, 3))
+            near = near + len(self.x) * centre.square().sum(dim=(1, 2))
+            value = value + self.lam * near
         if self.ridge:
             value = value + self.ridge * biases.square().sum(dim=(1, 2))
         if self.coupling:
             overlap = (frames[:, 0] * frames[:, 1]).sum(dim=(1, 2))
             gap = biases.sum(dim=1).square().sum(dim=1)
             value = value + self.coupling * (gap + 2 * overlap)
-        return value, (margins, hinges)
+        return value, (margins, hinges, centre, spread)
 
     def gradient(self, point: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The Euclidean gradient; where several directions tie for the minimum, that of one."""
         frames, biases = point
-        margins, hinges = saved
+        margins, hinges, centre, spread = saved
+        x = self.x
+        # Samples that are well inside pull at nothing.
+        rows = hinges.flatten(0, 1).amax(dim=0).nonzero().squeeze(1)
+        if len(rows) < 0.7 * len(x):
+            x = x.index_select(0, rows)
+            margins, hinges = margins.index_select(-1, rows), hinges.index_select(-1, rows)
         least = margins.min(dim=-2, keepdim=True).indices  # six times faster than argmin
-        pull = margins.mul_(2 * self.lam)
-        pull.scatter_add_(-2, least, hinges.mul(-2).unsqueeze(-2))
-        by_frame = (pull.view(-1, len(self.x)) @ self.x).view(*biases.shape, -1).mT
+        pull = torch.zeros_like(margins).scatter_(-2, least, hinges.mul(-2).unsqueeze(-2))
+        by_frame = pull.flatten(0, 2) @ x
         by_bias = pull.sum(dim=-1)
+        if self.lam:
+            by_frame.addmm_(spread.flatten(0, 2), self._root, alpha=2 * self.lam)
+            by_frame.addr_(centre.flatten(), self._mean, alpha=2 * self.lam * len(self.x))
+            by_bias = torch.add(by_bias, centre, alpha=2 * self.lam * len(self.x))
         if self.ridge:
-            by_bias = by_bias + 2 * self.ridge * biases
+            by_bias = torch.add(by_bias, biases, alpha=2 * self.ridge)
+        by_frame = by_frame.view(*biases.shape, -1).mT
         if self.coupling:
-            by_frame = by_frame + 2 * self.coupling * frames.flip(1)
-            by_bias = by_bias + 2 * self.coupling * biases.sum(dim=1, keepdim=True)
+            by_frame = torch.add(by_frame, frames.flip(1), alpha=2 * self.coupling)
+            by_bias = torch.add(by_bias, biases.sum(dim=1, keepdim=True), alpha=2 * self.coupling)
         return by_frame, by_bias

@@ -1,0 +1,74 @@
+"""What `GODS` may be asked, and the settings that have names."""
+
+import math
+import warnings
+from typing import Any, Literal, get_args
+
+from spanwise.estimators._gods.features import Scaling
+from spanwise.estimators._gods.starts import Start
+
+Preset = Literal["paper", "tuned"]
+
+PAPER: dict[str, Any] = {
+    "n_directions": 2,
+    "eta": 0.01,
+    "lam": 0.001,
+    "scaling": "rows",
+    "start": "official",
+    "max_iter": 99,
+    "tol": 0.0,
+    "retries": 0,
+}
+"""Those of the released code."""
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse parameters out of range.
+
+    Args:
+        options: Parameter -> value.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    for name, least in (
+        ("max_iter", 0), ("retries", 0), ("n_init", 1), ("max_landmarks", 1),
+    ):  # fmt: skip
+        if options[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {options[name]}.")
+    k = options["n_directions"]
+    if not (0 < k <= 1 if isinstance(k, float) else k >= 1):
+        raise ValueError(
+            f"n_directions must be at least 1, or a share of the features in (0, 1], got {k}."
+        )
+    if options["n_components"] is not None and options["n_components"] < 1:
+        raise ValueError(f"n_components must be None or at least 1, got {options['n_components']}.")
+    for name, strict in (("eta", True), ("lam", False), ("coupling", False), ("tol", False)):
+        value = options[name]
+        if not 0 <= value < math.inf or (strict and value == 0):
+            bound = "above 0" if strict else "at least 0"
+            raise ValueError(f"{name} must be finite and {bound}, got {value}.")
+    contamination, gamma = options["contamination"], options["gamma"]
+    if contamination is not None and not 0 < contamination <= 0.5:
+        raise ValueError(f"contamination must be None or in (0, 0.5], got {contamination}.")
+    if gamma is not None and not 0 < gamma < math.inf:
+        raise ValueError(f"gamma must be None or above 0, got {gamma}.")
+    for name, known in (("start", get_args(Start)), ("scaling", (None, *get_args(Scaling)))):
+        if options[name] not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, known))}, got {options[name]!r}."
+            )
+    kernel = options["kernel"]
+    if kernel not in (None, "linear", "rbf") and not callable(kernel):
+        raise ValueError(f"kernel must be None, 'linear', 'rbf' or a function, got {kernel!r}.")
+
+
+def directions(asked: float, d: int) -> int:
+    """How many for d features: a count, clipped with a warning, or a share, one at least."""
+    if isinstance(asked, float):
+        return max(1, round(asked * d))
+    if asked > d:
+        warnings.warn(
+            f"n_directions = {asked} exceeds the {d} features: {d} are used.", stacklevel=4
+        )
+    return min(asked, d)
