@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from spanwise.estimators import SubspacePowerMethod, symmetric_cp
 from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._moments import moment_flattening
+from spanwise.estimators._spm.ascent import Log, climb, finish
 from spanwise.estimators._spm.objective import Objective, normalized, power_step
 from spanwise.estimators._spm.search import Remaining
 from spanwise.estimators._spm.spectrum import decompose, rank_bound, spaces
@@ -150,6 +151,32 @@ def test_power_steps_never_lower_f():
         assert (new - f).min() > -1e-13
         assert new.max() <= 1 + 1e-12
         f = new
+
+
+@pytest.mark.parametrize(("d", "r", "m"), [(8, 3, 4), (8, 20, 4), (8, 28, 4), (6, 20, 6)])
+def test_longer_steps_do_not_lower_f_either(d, r, m):
+    spectrum = flattened(build(unit(d, r), torch.ones(r, dtype=F64), m))
+    objective = Objective(spectrum.rows, spectrum.V)
+    X = unit(d, 16, seed=3)
+    low = objective.value(X)[0].sort().values
+    for steps in range(1, 12):
+        # The same starts, one step more; points come back in another order.
+        f = objective.value(climb(objective, X, steps, Log()))[0].sort().values
+        assert (f - low).min() > -1e-6  # what float32 could not tell is let pass
+        low = f
+
+
+def test_points_that_are_close_are_finished_in_float64_and_others_dropped():
+    A = unit(8, 20)
+    spectrum = flattened(build(A, torch.ones(20, dtype=F64), 4))
+    left = Remaining(spectrum)
+    near = normalized(A[:, :6] + 1e-3 * normal(8, 6, seed=5))
+    X = torch.cat([near, unit(8, 2, seed=9)], dim=1)
+    found, defect = finish(left.coarse(), left.objective(), X, Log())
+    cosine = (A.mT @ found).abs().amax(0)
+    assert found.shape[1] >= 6
+    assert int((cosine > 1 - 1e-14).sum()) >= 6
+    assert defect.abs().min() < 1e-12
 
 
 def test_an_orthogonal_change_of_basis_turns_the_components():

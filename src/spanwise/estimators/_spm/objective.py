@@ -31,6 +31,8 @@ class Objective:
         self.space = space
         self.outer = rest is not None and rest.shape[-1] < V.shape[-1]
         self.basis = rest if rest is not None and self.outer else V
+        self.mean_defect = max(1 - V.shape[-1] / space.dim, 0.0) or 1 / space.dim
+        """Of 1 - f over random tensors of norm 1; 1 / C where it would be zero."""
         # With the scales inside, monomials go in and entries come out.
         self._into = (self.basis * space.scale.unsqueeze(-1)).mT
         self._out = self.basis / space.scale.unsqueeze(-1)
@@ -46,6 +48,11 @@ class Objective:
         if self.outer:
             return 1 - share, share, X - part
         return share, 1 - share, part
+
+    def missing(self, S: Float[Tensor, "C L"]) -> float:
+        """The mean of 1 - f over orthonormal tensors: how much of them is outside."""
+        share = float((self.basis.mT @ S).square().sum()) / S.shape[1]
+        return share if self.outer else 1 - share
 
     def normal_matrix(self, X: Float[Tensor, "d b"], along: float = 1.0) -> Float[Tensor, "b d d"]:
         """The matrix n J J^T + `along` x x^T with J = rest x^(n-1): what Gauss-Newton solves with.
@@ -100,20 +107,23 @@ def power_step(
     return normalized(g + shift(f, order) * X)
 
 
-def tangent_step(
-    matrix: Float[Tensor, "b d d"], X: Float[Tensor, "d b"], r: Float[Tensor, "d b"]
-) -> tuple[Float[Tensor, "d b"], Tensor]:
-    """The tangent part of the solution of `matrix` s = r, and where `matrix` is not definite.
+def factored(matrix: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Tensor]:
+    """Cholesky factors, and which matrices have none (the identity takes its place).
 
     Args:
         matrix: Symmetric; is overwritten.
-        X: Unit columns.
-        r: Right sides, tangent.
     """
-    matrix.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(X.dtype).eps)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(matrix.dtype).eps)
     factor, info = torch.linalg.cholesky_ex(matrix)
     failed = info > 0
     if bool(failed.any()):
-        factor[failed] = torch.eye(len(X), dtype=X.dtype, device=X.device)
+        factor[failed] = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return factor, failed
+
+
+def tangent_step(
+    factor: Float[Tensor, "b d d"], X: Float[Tensor, "d b"], r: Float[Tensor, "d b"]
+) -> Float[Tensor, "d b"]:
+    """The tangent part of the solutions of factor factor^T s = r; r is tangent at unit X."""
     step = torch.cholesky_solve(r.mT.unsqueeze(-1), factor).squeeze(-1).mT
-    return step - X * torch.linalg.vecdot(X, step, dim=0), failed
+    return step - X * torch.linalg.vecdot(X, step, dim=0)

@@ -1,24 +1,16 @@
 """Finding components: power steps from many starts at once, Gauss-Newton, and taking out."""
 
 import warnings
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.estimators._spm.objective import (
-    Objective,
-    normalized,
-    power_step,
-    tangent_step,
-)
+from spanwise.estimators._spm.ascent import Log, ascend, climb, finish
+from spanwise.estimators._spm.objective import Objective, normalized
 from spanwise.estimators._spm.spectrum import Spectrum
 from spanwise.linalg._arrays import gaussian
 from spanwise.linalg.symmetric import SymmetricSpace
-
-NEAR = 0.9
-"""f from which Gauss-Newton takes over: it then needs a handful of steps, power steps dozens."""
 
 EXACT = 1e-12
 """1 - f below which x^n lies in the subspace but for rounding. More would let errors in: those
@@ -26,22 +18,6 @@ of a component are divided by the smallest eigenvalue when it is taken out."""
 
 SAME = 1e-9
 """1 - |cos| of two points that are one component."""
-
-
-@dataclass
-class Log:
-    """What a search did."""
-
-    rounds: int = 0
-    """Batches of starts."""
-    starts: int = 0
-    """Points that were started."""
-    power_steps: int = 0
-    """Power steps, over all points."""
-    newton_steps: int = 0
-    """Gauss-Newton and Newton steps, over all points."""
-    failed: list[float] = field(default_factory=list)
-    """f of the components that no start reached well enough."""
 
 
 def search(
@@ -68,31 +44,37 @@ def search(
         log: Is written to.
     """
     left = Remaining(spectrum)
+    whole = left.coarse(), left.objective()
     found: list[Tensor] = []
     tries = 0
     best: tuple[float, Tensor] | None = None
     while left.count > 0:
-        objective = left.objective()
         starts = _starts(left, generator)
         log.rounds, log.starts = log.rounds + 1, log.starts + starts.shape[1]
-        # float32 finds the maxima and tells which are the same; float64 needs a step or two more.
+        # float32 finds the maxima and tells which are the same.
         coarse = left.coarse()
         near = climb(coarse, starts.float(), max_iter, log)
-        X, defect, _ = ascend(coarse, near, log, until=1e-3)
-        X = _distinct(X[:, defect.argsort()], 1e-5).double()
-        X, defect, settled = ascend(objective, normalized(X), log, until=1e-8)
-        chosen = _accepted(X[:, settled], defect[settled], tol, left.count)
-        if not chosen.shape[1]:
-            at = int(defect.argmin())
-            if best is None or float(defect[at]) < best[0]:
-                best = float(defect[at]), X[:, at : at + 1]
-            tries += 1
-            if tries < n_tries:
-                continue
-            log.failed.append(1 - best[0])
-            chosen = best[1]
+        X, defect, _ = ascend(coarse, near, log, until=0.1)
+        X = normalized(_distinct(X[:, defect.argsort()], 1e-4).double())
+        # Without noise, maxima of what is left are some of the whole, where no error is behind.
+        sharp, sharp_defect = finish(*whole, X, log)
+        taken = left.take_out(_accepted(sharp, sharp_defect, EXACT, left.count), least=1e-7)
+        if not taken.shape[1]:
+            log.exact = False
+            X, defect, settled = ascend(left.objective(), X, log, until=1e-8)
+            chosen = _accepted(X[:, settled], defect[settled], tol, left.count)
+            if not chosen.shape[1]:
+                at = int(defect.argmin())
+                if best is None or float(defect[at]) < best[0]:
+                    best = float(defect[at]), X[:, at : at + 1]
+                tries += 1
+                if tries < n_tries:
+                    continue
+                log.failed.append(1 - best[0])
+                chosen = best[1]
+            taken = left.take_out(chosen)
         tries, best = 0, None
-        found.append(left.take_out(chosen))
+        found.append(taken)
     d = spectrum.rows.d
     return torch.cat(found, dim=1) if found else spectrum.V.new_zeros(d, 0)
 
@@ -123,121 +105,46 @@ class Remaining:
         rest = None if self.rest is None else self.rest.float()
         return Objective(self._single, self.V.float(), rest)
 
-    def take_out(self, A: Float[Tensor, "d s"]) -> Float[Tensor, "d s"]:
+    def take_out(self, A: Float[Tensor, "d s"], least: float = 0.0) -> Float[Tensor, "d s"]:
         """Remove components, those that depend on the ones before excepted; returns the removed.
+
+        Args:
+            A: Unit columns.
+            least: Share of a dual that must not be taken out already, or its column is left.
 
         Householder QR of their duals is a block of reflections at once: its last columns are what
         is left of the subspace, orthonormal to rounding after any number of rounds.
         """
-        duals = self.inside.mT @ self.spectrum.duals(A)
-        duals = duals / duals.norm(dim=0)
+        whole = self.spectrum.duals(A)
+        duals = self.inside.mT @ whole
+        size = duals.norm(dim=0)
+        new = size > least * whole.norm(dim=0)
+        A, duals = A[:, new], duals[:, new] / size[new]
         kept = _independent(duals)
         A, duals = A[:, kept], duals[:, kept]
-        Q, _ = torch.linalg.qr(duals, mode="complete")
-        s = A.shape[1]
-        if self.rest is not None:
-            rest = torch.cat([self.rest, self.V @ Q[:, :s]], dim=1)
-            self.rest = rest if rest.shape[1] < self.count - s else None
-        self.V = self.V @ Q[:, s:]
-        self.inside = self.inside @ Q[:, s:]
+        self._remove(duals)
         return A
 
+    def take_out_block(self, S: Float[Tensor, "C L"]) -> bool:
+        """Remove the tensors that the orthonormal S spans; False if they were removed before."""
+        duals = (self.spectrum.V.mT @ S) / self.spectrum.values.unsqueeze(-1)
+        whole = torch.linalg.matrix_norm(duals, 2)
+        duals = self.inside.mT @ duals
+        if float(torch.linalg.matrix_norm(duals, 2)) < 1e-7 * float(whole):
+            return False
+        self._remove(duals)
+        return True
 
-def climb(
-    objective: Objective, X: Float[Tensor, "d b"], max_iter: int, log: Log
-) -> Float[Tensor, "d b"]:
-    """Points from which Gauss-Newton goes on, by power steps from the columns of X."""
-    near: list[Tensor] = []
-    f, _, g = objective.value(X)
-    for step in range(max_iter):
-        X = power_step(X, f, g, objective.space.order)
-        log.power_steps += X.shape[1]
-        f, _, g = objective.value(X)
-        # Points are sorted out now and then only: a smaller product is no faster for a few less.
-        if step % 4 == 3:
-            arrived = f > NEAR
-            if bool(arrived.all()):
-                break
-            if int(arrived.sum()) > X.shape[1] // 4:
-                near.append(X[:, arrived])
-                X, f, g = X[:, ~arrived], f[~arrived], g[:, ~arrived]
-    return torch.cat([*near, X], dim=1)
-
-
-def ascend(
-    objective: Objective, X: Float[Tensor, "d b"], log: Log, *, until: float, steps: int = 30
-) -> tuple[Float[Tensor, "d b"], Float[Tensor, " b"], Tensor]:
-    """Gauss-Newton from points with f near 1, which is quadratic where f reaches 1.
-
-    A step is cut to 1/2; where it would lower f, a power step, which never does, takes its place.
-
-    Args:
-        objective: Its dtype is the one to work in.
-        X: Unit columns.
-        log: Is written to.
-        until: Length of a point's last step.
-        steps: At most; the last few points are given up after a third of them.
-
-    Returns:
-        Points, in another order, 1 - f, and which took their last step.
-    """
-    n, total = objective.space.order, X.shape[1]
-    rounding = 50 * torch.finfo(X.dtype).eps
-    done_X: list[Tensor] = []
-    done_defect: list[Tensor] = []
-    f, defect, g = objective.value(X)
-    for turn in range(steps):
-        step, _ = tangent_step(objective.normal_matrix(X), X, g - f * X)
-        length = step.norm(dim=0)
-        log.newton_steps += X.shape[1]
-        safe = power_step(X, f, g, n)
-        X = normalized(X + step * (0.5 / length).clamp(max=1))
-        new_f, new_defect, new_g = objective.value(X)
-        worse = new_defect > defect + rounding
-        if bool(worse.any()):
-            X[:, worse] = safe[:, worse]
-            again = objective.value(X[:, worse])
-            new_f[worse], new_defect[worse], new_g[:, worse] = again
-        f, defect, g = new_f, new_defect, new_g
-        still = (length > until) | worse
-        if not bool(still.all()):
-            done_X.append(X[:, ~still])
-            done_defect.append(defect[~still])
-            X, f, defect, g = X[:, still], f[still], defect[still], g[:, still]
-        if not X.shape[1] or (3 * turn > steps and 8 * X.shape[1] < total):
-            break
-    settled = torch.arange(total, device=X.device) < total - X.shape[1]
-    return torch.cat([*done_X, X], dim=1), torch.cat([*done_defect, defect]), settled
-
-
-def polish(
-    objective: Objective, X: Float[Tensor, "d b"], log: Log, steps: int = 4
-) -> Float[Tensor, "d b"]:
-    """Newton steps on the original subspace: what earlier components left behind is gone.
-
-    With noise Gauss-Newton converges slowly, Newton does not. Points that would leave for another
-    maximum, or where the Hessian is not definite, stay as they are.
-    """
-    n = objective.space.order
-    start = X
-    f, defect, g = objective.value(X)
-    for _ in range(steps):
-        # Along x the first is 1 + along, the second 1: the sum stays definite there.
-        matrix = objective.normal_matrix(X, n) - (n - 1) * objective.second(X)
-        matrix.diagonal(dim1=-2, dim2=-1).sub_(defect.unsqueeze(-1))
-        step, failed = tangent_step(matrix, X, g - f * X)
-        length = step.norm(dim=0)
-        log.newton_steps += X.shape[1]
-        moved = normalized(X + step)
-        new_f, new_defect, new_g = objective.value(moved)
-        bad = failed | (length > 0.1) | (new_defect > defect + 1e-14)
-        bad |= (moved * start).sum(0) < 0.99
-        X = torch.where(bad, X, moved)
-        f, defect = torch.where(bad, f, new_f), torch.where(bad, defect, new_defect)
-        g = torch.where(bad, g, new_g)
-        if float(torch.where(bad, 0, length).max()) < 1e-9:
-            break
-    return X
+    def _remove(self, duals: Float[Tensor, "k s"]) -> None:
+        """Go on with the complement of the duals, given in coordinates of what is left."""
+        Q, _ = torch.linalg.qr(duals, mode="complete")
+        s = min(duals.shape[1], self.count)
+        if self.rest is not None and self.rest.shape[1] + s < self.count - s:
+            self.rest = torch.cat([self.rest, self.V @ Q[:, :s]], dim=1)
+        else:
+            self.rest = None
+        self.V = self.V @ Q[:, s:]
+        self.inside = self.inside @ Q[:, s:]
 
 
 def _starts(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d b"]:
@@ -306,7 +213,7 @@ def warn_unreached(log: Log, tol: float, rank: int) -> None:
     if not log.failed:
         return
     worst = min(log.failed)
-    kind = _convergence_warning()
+    kind = convergence_warning()
     warnings.warn(
         f"{len(log.failed)} of {rank} components have f = {worst:.4g} at worst, below 1 - "
         f"component_tol = {1 - tol:.4g}: the flattening's range holds no power of a vector there. "
@@ -316,7 +223,7 @@ def warn_unreached(log: Log, tol: float, rank: int) -> None:
     )
 
 
-def _convergence_warning() -> type[Warning]:
+def convergence_warning() -> type[Warning]:
     """scikit-learn's, where it is installed."""
     try:
         from sklearn.exceptions import ConvergenceWarning

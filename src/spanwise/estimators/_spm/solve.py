@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spanwise.estimators._spm.ascent import Log, polish
 from spanwise.estimators._spm.objective import Objective
-from spanwise.estimators._spm.search import Log, polish, search, warn_unreached
+from spanwise.estimators._spm.search import search, warn_unreached
 from spanwise.estimators._spm.spectrum import Spectrum, decompose
 from spanwise.linalg.symmetric import SymmetricSpace
+
+Residual = Callable[[Tensor, Tensor, Tensor], float]
+"""||T - sum w_i v_i u_i^T|| / ||T|| from w, the v_i and the u_i in columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +93,44 @@ def solve_flattening(
     M = M / peak
     spectrum = decompose(M, rows, columns, rank, rank_tol)
     check(spectrum.rank)
+
+    def residual(w: Tensor, left: Tensor, right: Tensor) -> float:
+        return float(torch.addmm(M, left * w, right.mT, alpha=-1).norm() / M.norm())
+
+    return solve_spectrum(spectrum, options, generator, residual, peak)
+
+
+def solve_spectrum(
+    spectrum: Spectrum,
+    options: Options,
+    generator: torch.Generator,
+    residual: Residual,
+    scale: float = 1.0,
+) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], SymmetricCPInfo]:
+    """Weights, components and what to tell, of a spectrum.
+
+    Args:
+        spectrum: Of the flattening over `scale`.
+        options: Of the search.
+        generator: Of the starts.
+        residual: Of weights and left and right powers of the components.
+        scale: What weights and eigenvalues are multiplied with.
+    """
     w, A, log = _solve(spectrum, options, generator)
-    left, right = rows.power(A), columns.power(A)
-    error = torch.addmm(M, left * w, right.mT, alpha=-1).norm()
+    rows, columns = spectrum.rows, spectrum.columns
+    left = rows.power(A)
+    right = left if rows is columns else columns.power(A)
     info = SymmetricCPInfo(
-        eigenvalues=spectrum.eigenvalues * peak,
+        eigenvalues=spectrum.eigenvalues * scale,
         fit=(spectrum.V.mT @ left).square().sum(0),
-        residual=float(error / M.norm()),
+        residual=residual(w, left, right),
         rounds=log.rounds,
         starts=log.starts,
         power_steps=log.power_steps,
         newton_steps=log.newton_steps,
         n_unreached=len(log.failed),
     )
-    return w * peak, A, info
+    return w * scale, A, info
 
 
 def _solve(
@@ -120,7 +148,8 @@ def _solve(
     )
     if not A.shape[1]:
         return A.new_zeros(0), A, log
-    A = polish(Objective(spectrum.rows, spectrum.V, spectrum.rest), A, log)
+    if not log.exact:
+        A = polish(Objective(spectrum.rows, spectrum.V, spectrum.rest), A, log)
     warn_unreached(log, options.component_tol, A.shape[1])
     peak = A.gather(0, A.abs().argmax(0, keepdim=True)).sign()
     A = A * peak
