@@ -6,7 +6,8 @@
 writes results/benchmarks/merging.json. Each case is a process of its own, start-up included, on one
 thread: `spanwise merge` as one types it, mergekit's (`--mergekit` names a Python that has it), and
 the authors' Iso-C code (`--iso`, a checkout of danielm1405/iso-merging). `copy` reads and writes
-the bytes that any merge must. The models are random, in bfloat16, of SmolLM2-135M's shapes; about 2.5 GB of disk.
+the bytes that any merge must. The models are random, in bfloat16, of SmolLM2-135M's shapes, 2.5 GB
+of disk; `--size 500m` takes larger ones (9 GB) and writes results/benchmarks/merging-500m.json.
 
 `--slow` adds the two methods that take minutes. `--only ties copy` runs the cases whose name holds
 one of these, and writes no file. `--growth` measures ours for two, four and eight models of 135M
