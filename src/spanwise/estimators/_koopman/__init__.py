@@ -1,0 +1,1 @@
+"""Parts of the linear models of dynamics in `spanwise.estimators.koopman`."""

@@ -1,0 +1,1 @@
+"""Parts of `spanwise.estimators.LRAN`."""
