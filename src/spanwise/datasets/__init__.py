@@ -4,6 +4,7 @@ The default texts ship with the interpreter (`python_stdlib`, `python_docs`), so
 needs a network.
 """
 
+from spanwise.datasets.anomalies import AnomalySet, load_anomalies, source_of
 from spanwise.datasets.builtin import python_docs, python_stdlib, unicode_names
 from spanwise.datasets.labelled import (
     LabelledTexts,
@@ -21,6 +22,7 @@ from spanwise.datasets.tokens import ByteTokenizer
 
 __all__ = [
     "ASSETS",
+    "AnomalySet",
     "Asset",
     "ByteTokenizer",
     "Document",
@@ -33,6 +35,7 @@ __all__ = [
     "dbpedia14",
     "join",
     "load",
+    "load_anomalies",
     "load_labelled",
     "load_text",
     "names",
@@ -40,5 +43,6 @@ __all__ = [
     "python_stdlib",
     "resolve",
     "rotten_tomatoes",
+    "source_of",
     "unicode_names",
 ]

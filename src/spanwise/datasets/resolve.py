@@ -95,12 +95,16 @@ def resolve(name: str, path: str | Path | None = None) -> Path:
     """
     if name not in ASSETS:
         raise ValueError(f"unknown data set {name!r}. {nearest(name, list(ASSETS))}")
+    return locate(name, ASSETS[name], path)
+
+
+def locate(name: str, asset: Asset, path: str | Path | None = None) -> Path:
+    """The file behind an asset of any table; see `resolve`."""
     if path is not None:
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"{name}: no file at {path}.")
         return path
-    asset = ASSETS[name]
     folders = [cache_folder() / "data"]
     if chosen := os.environ.get("SPANWISE_DATA"):
         folders.insert(0, Path(chosen).expanduser())

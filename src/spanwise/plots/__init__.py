@@ -6,10 +6,27 @@ Example:
     >>> plots.save(fig, "out/spectrum")
 """
 
+from spanwise.plots._anomalies import anomaly_scores, contributions
 from spanwise.plots._curves import angles, spectrum
+from spanwise.plots._dynamics import eigenvalues, errors_by_horizon, forecast
 from spanwise.plots._figure import figure, save
 from spanwise.plots._frontier import frontier
 from spanwise.plots._heatmap import heatmap
+from spanwise.plots._scree import scree
 from spanwise.plots._style import PALETTE
 
-__all__ = ["PALETTE", "angles", "figure", "frontier", "heatmap", "save", "spectrum"]
+__all__ = [
+    "PALETTE",
+    "angles",
+    "anomaly_scores",
+    "contributions",
+    "eigenvalues",
+    "errors_by_horizon",
+    "figure",
+    "forecast",
+    "frontier",
+    "heatmap",
+    "save",
+    "scree",
+    "spectrum",
+]
