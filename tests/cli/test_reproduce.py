@@ -153,6 +153,22 @@ def test_no_workers_are_refused_before_anything_is_written(tiny, tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("slug", ["galore2", "demo", "finetune-135m", "gradient-subspaces"])
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [("0", "rank must be at least 1, got 0"), ("4000", "rank = 4000 is not below the width")],
+)
+def test_a_rank_that_no_model_has_is_refused_before_anything_is_written(
+    slug, rank, message, tmp_path, capsys
+):
+    pytest.importorskip("transformers")
+    assert main(["reproduce", slug, "--rank", rank, "--out", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sigterm_unwinds_as_ctrl_c_does(tiny, tmp_path, capsys):
     unwound = []
 

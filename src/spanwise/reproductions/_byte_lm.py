@@ -21,6 +21,7 @@ from spanwise._lazy import require
 from spanwise.datasets import python_stdlib
 from spanwise.layouts import linear_maps
 from spanwise.report import Progress, Row, Tuning, Workers, tune
+from spanwise.reproductions._settings import check_counts, check_rank
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +61,14 @@ class ByteLM:
     """Largest norm of the whole gradient."""
     validation_windows: int = 256
     """Windows of held-out files, the same for every run."""
+
+    def __post_init__(self) -> None:
+        check_counts(
+            self, "width", "depth", "heads", "hidden", "length", "batch", "steps",
+            "validation_windows",
+        )  # fmt: skip
+        if hasattr(self, "rank"):
+            check_rank(self, self.width)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,8 @@ def train(
     Returns:
         `loss` (validation, nats per byte; None if it diverged), `train_loss` (mean of the last
         tenth of the steps), `matrix_state_bytes`, `state_bytes`, `step_ms` (processor time of
-        the median step), `stall` (the slowest fiftieth of the steps, in medians).
+        the median step), `stall` (the slowest fiftieth of the steps, in medians), and `diverged`
+        if it did.
     """
     torch.set_flush_denormal(True)  # attention's far tails otherwise cost 5 % of the time
     model = build(settings, seed).train()
@@ -206,13 +216,15 @@ def train(
             break
     validation = evaluate(model, settings, text)
     tail = losses[-max(1, settings.steps // 10) :]
+    finite = math.isfinite(validation)
     return {
-        "loss": validation if math.isfinite(validation) else None,
+        "loss": validation if finite else None,
         "train_loss": statistics.fmean(tail) if math.isfinite(sum(tail)) else None,
         "matrix_state_bytes": state_bytes(optimizer, parts[0]),
         "state_bytes": state_bytes(optimizer, [*parts[0], *parts[1]]),
         "step_ms": 1e3 * statistics.median(times),
         "stall": stall(times[1:]),
+        **({} if finite else {"diverged": True}),
     }
 
 

@@ -27,6 +27,7 @@ from spanwise.reproductions._keeping import (
     mean_loss,
     teach,
 )
+from spanwise.reproductions._settings import check_counts, check_rank, width_of
 from spanwise.zoo import load_model
 
 
@@ -80,8 +81,8 @@ class Settings:
             "layers", "batch", "pretrain_steps", "steps", "every", "held_out", "atlas_sequences",
             "rank", "refresh_every",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_counts(self, name)
+        check_rank(self, width_of(self.model))
         if self.length < 2:
             raise ValueError(f"length must be at least 2, got {self.length}.")
         if not self.seeds:

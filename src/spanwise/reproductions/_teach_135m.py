@@ -19,6 +19,7 @@ from spanwise.datasets import cache_folder, load, resolve
 from spanwise.io import file_digest
 from spanwise.optim import GaLore
 from spanwise.reproductions._keeping import Losses, Taught, anywhere, evenly, mean_loss, teach
+from spanwise.reproductions._settings import check_counts, check_rank, width_of
 from spanwise.zoo import load as load_model
 
 HELD_OUT_EVERY = 5
@@ -63,6 +64,10 @@ class Settings:
     """Seeds that choose the rates."""
     seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds that judge: batches, sketches and random atlases."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "length", "batch", "steps", "held_out_old", "held_out_new")
+        check_rank(self, width_of(self.model))
 
 
 @dataclass(frozen=True)

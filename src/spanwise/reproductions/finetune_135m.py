@@ -25,6 +25,7 @@ from spanwise.reproductions._byte_lm_figures import draw_against, draw_rates
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._family import against_zero, excess
 from spanwise.reproductions._keeping import anywhere, evenly, mean_loss
+from spanwise.reproductions._settings import check_counts, check_rank, width_of
 from spanwise.training.memory import PeakMemory
 from spanwise.zoo import load as load_model
 
@@ -96,6 +97,10 @@ class Settings:
     """Seeds that choose the rates."""
     seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds that judge."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "layers", "length", "batch", "steps", "held_out")
+        check_rank(self, width_of(self.model))
 
 
 PRESETS = {
@@ -177,6 +182,7 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
         "matrix_state_bytes": state_bytes(optimizer),
         "step_ms": 1e3 * statistics.median(times),
         "run_peak": peak,
+        **({} if finite else {"diverged": True}),
     }
 
 
