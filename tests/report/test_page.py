@@ -16,10 +16,12 @@ from spanwise.report import (
     Grid,
     Heading,
     Index,
+    Metric,
     Section,
     Table,
     Text,
     VerdictMark,
+    arms_table,
     article,
     format_value,
     render_page,
@@ -181,6 +183,25 @@ def test_the_card_of_a_result_shows_verdict_numbers_and_origin(result):
         "<dt>processor time</dt><dd>1 min 54 s</dd>",
     ):  # fmt: skip
         assert text in page, text
+
+
+def test_only_a_run_that_diverged_is_said_to_have(make):
+    rows = [
+        {"arm": arm, "seed": seed, "loss": 2.0, "alpha": None}
+        for arm in ("plain", "ours")
+        for seed in (100, 101, 102)
+    ]
+    metrics = {"loss": Metric(label="loss", better="lower"), "alpha": Metric(label="scale")}
+    missing = article(make(rows=tuple(rows), sweep=(), chosen={}, metrics=metrics)).html()
+    assert "diverged" not in missing
+    assert ">—</td>" in missing
+    assert "—: there is no such number, or not of every run." in missing
+    rows[0] = {**rows[0], "loss": None, "diverged": True}
+    table = arms_table(make(rows=tuple(rows), sweep=(), chosen={}, metrics=metrics))
+    assert [row[1] for row in table.rows] == ["diverged", "2"]
+    page = article(make(rows=tuple(rows[:1]), sweep=(), chosen={}, metrics=metrics)).html()
+    assert "diverged" in page
+    assert "True" not in page
 
 
 def test_the_best_arm_is_bold(result):

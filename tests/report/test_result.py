@@ -17,7 +17,9 @@ def test_a_result_survives_the_way_through_a_file(result, tmp_path):
 def test_diverged_numbers_become_null_not_nan(make, tmp_path):
     rows = ({"arm": "plain", "seed": 100, "loss": float("nan")},)
     path = make(rows=rows).save(tmp_path / "r.json")
-    assert json.loads(path.read_text())["rows"][0]["loss"] is None
+    row = json.loads(path.read_text())["rows"][0]
+    assert row["loss"] is None
+    assert row["diverged"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ def test_values_are_keyed_by_seed_and_refuse_diverged_runs(make):
     assert result.values("loss", "plain") == {100: 2.2, 101: 2.21, 102: 2.22}
     with pytest.raises(ValueError, match="no fresh rows"):
         result.values("loss", "nobody")
-    broken = make(rows=({"arm": "plain", "seed": 100, "loss": None},))
-    with pytest.raises(ValueError, match="diverged"):
-        broken.values("loss", "plain")
+    row = {"arm": "plain", "seed": 100, "loss": None}
+    with pytest.raises(ValueError, match="'plain' diverged: it has no loss"):
+        make(rows=({**row, "diverged": True},)).values("loss", "plain")
+    with pytest.raises(ValueError, match="'plain' has no loss"):
+        make(rows=(row,)).values("loss", "plain")
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def test_a_check_holds_with_its_whole_interval_and_points_with_its_mean():
     assert not far.direction
 
 
-def test_a_diverged_seed_fails_the_check():
+def test_a_seed_without_a_number_fails_the_check():
     found = Check.paired("finite", {100: None, 101: 1.0}, {100: 1.0, 101: 1.0}, -1, 1)
     assert (found.value, found.holds, found.direction) == (None, False, False)
-    assert measured(found) == "diverged"
+    assert measured(found) == "no number"
 
 
 def test_one_seed_has_a_value_and_no_interval():

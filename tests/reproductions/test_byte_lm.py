@@ -53,6 +53,8 @@ def test_a_diverged_run_has_no_loss(text):
     record = lm.train(TINY, 0, adamw(math.inf), text)
     assert record["loss"] is None
     assert record["train_loss"] is None
+    assert record["diverged"]
+    assert "diverged" not in lm.train(TINY, 0, adamw(1e-3), text)
 
 
 def test_state_bytes_count_tensors_and_no_step_counters(text):

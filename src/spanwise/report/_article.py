@@ -20,8 +20,11 @@ from spanwise.report._blocks import (
     VerdictMark,
     format_value,
 )
-from spanwise.report._result import Metric, Result, Row, arm_mean
+from spanwise.report._result import Metric, Result, Row, arm_mean, has_diverged
 from spanwise.report._verdict import measured
+
+NONE, DIVERGED = "—", "diverged"
+"""In place of a number that a run does not have, and of one that its training never reached."""
 
 
 def article(result: Result, figures: Sequence[Figure] = (), *, anchor: str = "") -> Section:
@@ -93,13 +96,12 @@ def arms_table(result: Result) -> Table:
         for arm, label in result.arms.items()
     ]
     seeds = len({row["seed"] for row in result.rows})
-    return Table(
-        columns,
-        rows,
-        best=_best(result),
-        caption=f"Means over {seeds} seed{'s' * (seeds != 1)}"
-        + (" ± their standard deviation; the best headline number in bold." if seeds > 1 else "."),
+    caption = f"Means over {seeds} seed{'s' * (seeds != 1)}" + (
+        " ± their standard deviation; the best headline number in bold." if seeds > 1 else "."
     )
+    if any(NONE in row for row in rows):
+        caption += f" {NONE}: there is no such number, or not of every run."
+    return Table(columns, rows, best=_best(result), caption=caption)
 
 
 def duration(seconds: float) -> str:
@@ -121,10 +123,10 @@ def _preset(result: Result) -> str:
 
 def _spread(rows: Sequence[Row], arm: str, name: str, metric: Metric) -> str:
     """Mean ± standard deviation, both to the digit that the deviation makes doubtful."""
-    mine = [row[name] for row in rows if row["arm"] == arm and name in row]
-    values = [float(value) for value in mine if value is not None]
+    mine = [row for row in rows if row["arm"] == arm and name in row]
+    values = [float(row[name]) for row in mine if row[name] is not None]
     if not mine or len(values) < len(mine):
-        return "diverged" if mine else "—"
+        return DIVERGED if any(map(has_diverged, mine)) else NONE
     mean = math.fsum(values) / len(values)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     if metric.unit == "B" or not spread:
@@ -169,7 +171,8 @@ def _runs(result: Result) -> list[Block]:
     ):
         # Curves are for figures; a table holds one value a cell.
         curves = {key for row in rows for key, value in row.items() if isinstance(value, list)}
-        keys = [k for k in dict.fromkeys(key for row in rows for key in row) if k not in curves]
+        hidden = {*curves, "diverged"}  # told where the number would stand
+        keys = [k for k in dict.fromkeys(key for row in rows for key in row) if k not in hidden]
         body = [[_entry(result, key, row) for key in keys] for row in sorted(rows, key=order)]
         if body:
             heads = [_head(result, key) for key in keys]
@@ -188,7 +191,7 @@ def _entry(result: Result, key: str, row: Row) -> str:
     if key == "arm":
         return result.arms.get(value, value)
     if value is None:
-        return "diverged" if key in result.metrics and key in row else "—"
+        return DIVERGED if key in result.metrics and has_diverged(row) else NONE
     if isinstance(value, float) and key in result.metrics:
         return f"{value:#.4g}"  # zeros at the end included, so that columns line up
     return format_value(value, "B" if key.endswith("_bytes") else "")

@@ -26,7 +26,8 @@ class HasInputs(Protocol):
 
 T = TypeVar("T", bound=HasInputs)
 Row = Mapping[str, Any]
-"""One line of a table of runs."""
+"""One line of a table of runs. A number that a run does not have is None; a training that diverged
+says so: `"diverged": True`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,13 @@ class Result:
     """How many cells came from an earlier run of the same folder."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; numbers that are not finite become None."""
-        return _plain({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+        """Plain JSON values; numbers that are not finite become None, and their runs diverged."""
+        held: dict[str, Any] = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        for part in ("rows", "sweep"):
+            held[part] = [
+                {**row, "diverged": True} if has_diverged(row) else row for row in held[part]
+            ]
+        return _plain(held)
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON file, whole or not at all."""
@@ -158,13 +164,14 @@ class Result:
         """Seed -> `metric` of `arm` on the fresh seeds, ready for `paired_interval`.
 
         Raises:
-            ValueError: If there is no such arm or metric, or a run diverged.
+            ValueError: If there is no such arm or metric, or a run has no such number.
         """
         rows = [row for row in self.rows if row["arm"] == arm]
         if not rows or any(metric not in row for row in rows):
             raise ValueError(f"no fresh rows with {metric!r} of arm {arm!r} in {self.slug}.")
         if any(row[metric] is None for row in rows):
-            raise ValueError(f"a run of arm {arm!r} diverged: it has no {metric}.")
+            why = " diverged: it" if any(map(has_diverged, rows)) else ""
+            raise ValueError(f"a run of arm {arm!r}{why} has no {metric}.")
         return {int(row["seed"]): float(row[metric]) for row in rows}
 
     def unequal_inputs(self, other: "Result") -> list[str]:
@@ -222,6 +229,13 @@ def arm_mean(rows: Iterable[Row], arm: str, metric: str) -> float | None:
     values = [row.get(metric) for row in rows if row["arm"] == arm]
     known = [float(value) for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def has_diverged(row: Row) -> bool:
+    """Whether a run's training diverged: it says so, or one of its numbers is not finite."""
+    return bool(row.get("diverged")) or any(
+        isinstance(value, float) and not math.isfinite(value) for value in row.values()
+    )
 
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:

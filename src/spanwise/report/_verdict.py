@@ -20,7 +20,8 @@ class Check:
     statement: str
     """What must be true, as a sentence with its bound."""
     value: float | None
-    """What was measured; the mean where there are several seeds; None if a run diverged."""
+    """What was measured; the mean where there are several seeds; None if a run has no such number,
+    because it diverged or never got so far."""
     unit: str = ""
     """Unit of `value`."""
     low: float | None = None
@@ -62,7 +63,7 @@ class Check:
         """The mean of `a - b` over seeds must lie strictly between `low` and `high`.
 
         It holds if the whole paired interval does, and has the right direction if the mean
-        does. A seed that diverged (None) fails both; a single seed has no interval.
+        does. A seed without a number (None) fails both; a single seed has no interval.
 
         Raises:
             ValueError: If the seeds of `a` and `b` differ.
@@ -174,7 +175,7 @@ def measured(check: Check) -> str:
         '2 %'
     """
     if check.value is None:
-        return "diverged"
+        return "no number"
     text = f"{check.value:.3g}"
     if check.low is not None and check.high is not None:
         text += f" [{check.low:.3g}, {check.high:.3g}]"
