@@ -3,7 +3,7 @@ import subprocess
 import pytest
 
 from spanwise.report import provenance
-from spanwise.report._provenance import code_commit, criterion_commit
+from spanwise.report._provenance import code_commit, criterion_commit, repeated
 
 CRITERION = "Ours is better.\nBy 6 percent.\n"
 
@@ -77,3 +77,23 @@ def test_provenance_fills_the_fields_of_a_result(module):
     found = provenance(module, CRITERION)
     assert set(found) == {"criterion_commit", "commit", "environment"}
     assert found["environment"]["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ran", "typed"),
+    [
+        ("spanwise reproduce mats", "spanwise reproduce mats"),
+        ("spanwise reproduce mats --out /tmp/x/runs --workers=2", "spanwise reproduce mats"),
+        ("spanwise reproduce --quiet mats --json --rank 3", "spanwise reproduce mats --rank 3"),
+        ("spanwise reproduce mats --name 'a b'", "spanwise reproduce mats --name 'a b'"),
+    ],
+)
+def test_the_command_is_what_a_reader_types_for_the_same_numbers(ran, typed):
+    assert repeated(ran) == typed
+
+
+def test_a_package_that_was_run_by_python_m_goes_by_its_name(module, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["/lib/spanwise/__main__.py", "reproduce", "mats", "--out", "x"]
+    )
+    assert provenance(module, CRITERION)["environment"]["command"] == "spanwise reproduce mats"

@@ -156,13 +156,19 @@ def environment() -> dict[str, Any]:
             continue
     torch = sys.modules.get("torch")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": found,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS"),
     }
+
+
+def _program() -> str:
+    """What one types to call this program: the package's name for `python -m PACKAGE`."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def digest(path: str | Path) -> str:

@@ -1,10 +1,15 @@
 """Which code ran: commits, as far as a git checkout can tell."""
 
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spanwise.io.runs import environment
+
+_OWN = {"--out": 1, "--workers": 1, "--quiet": 0, "--json": 0}
+"""Flags that say where and how a run took place, and change no number -> how many values follow."""
 
 
 def provenance(module_file: str | Path, criterion: str) -> dict[str, Any]:
@@ -14,12 +19,34 @@ def provenance(module_file: str | Path, criterion: str) -> dict[str, Any]:
         module_file: The experiment's `__file__`.
         criterion: Its criterion, as the file has it.
     """
+    held = environment()
     # One thread is what a cell gets, whatever this process, which only waits, may use.
     return {
         "criterion_commit": criterion_commit(module_file, criterion),
         "commit": code_commit(module_file),
-        "environment": {**environment(), "threads": 1},
+        "environment": {**held, "command": repeated(held["command"]), "threads": 1},
     }
+
+
+def repeated(command: str) -> str:
+    """What a reader types for the same numbers: a command without the places of one machine.
+
+    Example:
+        >>> repeated("spanwise reproduce mats --out /tmp/runs --steps 30")
+        'spanwise reproduce mats --steps 30'
+    """
+    words: Sequence[str] = shlex.split(command)
+    kept: list[str] = []
+    skip = 0
+    for word in words:
+        flag, sign, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif flag in _OWN:
+            skip = 0 if sign else _OWN[flag]
+        else:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def code_commit(path: str | Path) -> str | None:
