@@ -144,7 +144,7 @@ def test_print_config_shows_what_would_run_and_reads_back(tmp_path, capsys):
     [
         ("metod: adamw", "unknown key 'metod': did you mean 'method'?"),
         ("method: adam", "method must be one of 'galore', 'adamw'"),
-        ("seed: many", "seed must be of type int, got 'many'"),
+        ("seed: many", "seed must be a whole number, got 'many'"),
         ("lr: -1\nmodel: tiny", "lr must be positive, got -1.0"),
         ("- a list", "must hold `key: value` lines"),
         ("a: [", "not a readable YAML file"),
@@ -162,6 +162,33 @@ def test_wrong_usage_exits_2():
     with pytest.raises(SystemExit) as stop:
         _run(["tiny", "--metod", "adamw"], [])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "m", "--lr", "fast"], "--lr must be a number, got 'fast'."),
+        (["train", "m", "--rank=1.5"], "--rank must be a whole number, got '1.5'."),
+        (["train", "m", "--alpha", "sweeep"],
+         "--alpha must be a number or sweep, got 'sweeep': did you mean 'sweep'?"),
+        (["merge", "a", "b", "--alpha", "sweeep"], "--alpha must be a number, got 'sweeep'."),
+        (["merge", "a", "b", "--weight", "1", "x"], "--weight must be a number, got 'x'."),
+        (["merge", "a", "b", "--max_shard_bytes", "2GB"],
+         "--max-shard-bytes must be a number, got '2GB'."),
+    ],
+)  # fmt: skip
+def test_a_word_for_a_number_is_told_in_words(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    prog = f"spanwise {argv[0]}"
+    assert capsys.readouterr().err == f"{prog}: error: {message}\n"
+
+
+def test_numbers_that_can_be_read_pass():
+    seen = []
+    assert _run(["tiny", "--lr", "1e-2", "--seed", "-3", "--method", "adamw"], seen) == 0
+    assert seen == [Options(model="tiny", lr=1e-2, seed=-3, method="adamw")]
 
 
 def test_json_keeps_stdout_for_one_document(capsys):

@@ -24,6 +24,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
+from spanwise.cli._numbers import check_numbers
 from spanwise.io.configs import from_plain, read_yaml, to_plain, to_yaml
 
 C = TypeVar("C")
@@ -167,6 +168,11 @@ def run_verb(
         ValueError: If the `--config` file has an unknown key or a value of the wrong kind.
         SystemExit: With code 0 after `--help` and 2 after wrong usage.
     """
+    try:
+        check_numbers(config_class, argv)
+    except ValueError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     template = _template(config_class, argv)
     flat = tyro.conf.arg(name="")
     options: tuple[Any, ...] = ("options", Annotated[config_class, flat])

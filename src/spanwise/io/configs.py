@@ -12,6 +12,11 @@ import yaml
 
 T = TypeVar("T")
 
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path",
+}  # fmt: skip
+"""Kinds of values as people call them."""
+
 
 def to_plain(value: Any) -> Any:
     """`value` as YAML and JSON can hold it: dataclasses become dicts, tuples lists, paths text."""
@@ -199,6 +204,4 @@ def _scalar(hint: Any, value: Any, key: str) -> Any:
         return hint(value)
     if not isinstance(hint, type):
         return value
-    raise ValueError(
-        f"{key} must be of type {hint.__name__}, got {value!r} ({type(value).__name__})."
-    )
+    raise ValueError(f"{key} must be {_WORDS.get(hint, hint.__name__)}, got {value!r}.")
