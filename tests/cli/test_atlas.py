@@ -213,7 +213,12 @@ def test_compare_draws_the_angles_beside_random_ones(atlases, tmp_path, capsys):
     again = tmp_path / "again.svg"
     run("compare", atlases / "old", atlases / "new", "--plot", again, "--quiet")
     assert again.read_bytes() == plot.read_bytes()
-    assert run("compare", atlases / "old", atlases / "new", "--plot", tmp_path / "a.pdf") == 1
+    capsys.readouterr()
+    for name, message in (("a.pdf", ".svg or .png, got 'a.pdf'"), ("again.svg/b", "is a file")):
+        assert run("compare", atlases / "old", atlases / "new", "--plot", tmp_path / name) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.out == ""
 
 
 @pytest.mark.parametrize(

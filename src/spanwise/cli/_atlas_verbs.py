@@ -203,6 +203,10 @@ def _summary(atlas: Atlas) -> dict[str, Any]:
 
 def compare(options: CompareOptions, terminal: Terminal) -> None:
     """Tell the angles between two atlases, and draw them if asked."""
+    if options.plot is not None:
+        from spanwise.plots._figure import check_path
+
+        check_path(options.plot)
     a, b = Atlas.load(options.a), Atlas.load(options.b)
     comparison = a.compare(b, draws=options.draws, seed=options.seed)
     _tell_angles(comparison, terminal)

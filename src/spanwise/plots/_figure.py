@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise._lazy import require
-from spanwise.io import write_bytes
+from spanwise.io import check_place, write_bytes
 from spanwise.plots._style import INK, LINE, ON_DARK, SOFT, style
 
 if TYPE_CHECKING:
@@ -69,20 +69,32 @@ def save(fig: "Figure", path: str | Path) -> list[Path]:
         ValueError: If the suffix is that of another format.
         OSError: If writing fails; files that were there are as they were.
     """
-    path = Path(path)
-    if path.suffix in (".svg", ".png"):
-        targets = [path]
-    elif path.suffix[1:] in fig.canvas.get_supported_filetypes():
-        raise ValueError(
-            f"figures are written as .svg or .png, got {path.name!r}. Leave the suffix out "
-            "for both."
-        )
-    else:
-        targets = [path.with_name(path.name + suffix) for suffix in (".svg", ".png")]
+    targets = check_path(path)
     with style():
         _adopt(fig)
         content = [_svg(fig) if target.suffix == ".svg" else _png(fig) for target in targets]
     return [write_bytes(*pair) for pair in zip(targets, content, strict=True)]
+
+
+def check_path(path: str | Path) -> list[Path]:
+    """The files that `save` would write; raise before the work if it could not.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing; the message holds the install line.
+        PermissionError: If the folder may not be written to.
+        ValueError: If the suffix is that of another format, or a file stands where a folder should.
+    """
+    path = Path(path)
+    canvas = require("matplotlib.backend_bases", "a figure").FigureCanvasBase
+    check_place(path.parent)
+    if path.suffix in (".svg", ".png"):
+        return [path]
+    if path.suffix[1:] in canvas.get_supported_filetypes():
+        raise ValueError(
+            f"figures are written as .svg or .png, got {path.name!r}. Leave the suffix out "
+            "for both."
+        )
+    return [path.with_name(path.name + suffix) for suffix in (".svg", ".png")]
 
 
 def _adopt(fig: "Figure") -> None:
