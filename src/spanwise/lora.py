@@ -19,6 +19,12 @@ LORA_FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<factor>[AB])(\.[^.]+)?\.weig
 EMBEDDING_FACTOR = re.compile(r"(?P<module>.*)\.lora_embedding_(?P<factor>[AB])(\.[^.]+)?")
 """The same for a table of tokens, whose factors PEFT keeps without a module around them."""
 
+_WAYS = {
+    "IA3": " To average the vectors themselves, give their tensors as state dicts to "
+    "spanwise.merging.merge(None, [safetensors.torch.load_file(FILE), ...], 'linear').",
+}
+"""Kinds of adapters -> what else can be done with them."""
+
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -31,7 +37,8 @@ class Adapter:
             `alpha_pattern` and `fan_in_fan_out` are heard; without it the scale is 1.
 
     Attributes:
-        others: Tensors that are no factors of a linear map -> why they were left out.
+        others: Tensors that are no factors of a linear map -> why they are none. PEFT keeps whole
+            tensors so (`modules_to_save`, biases); `other` reads them.
         embeddings: Which of the weights are tables of tokens.
 
     Raises:
@@ -42,7 +49,7 @@ class Adapter:
     def __init__(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
     ) -> None:
-        self.config = dict(config or {})
+        self.config, self._tensors = dict(config or {}), tensors
         self._pairs, self.others, self.embeddings = _pairs(tensors)
         if self.config.get("ensure_weight_tying"):
             # A tied head's factors are the table's once more; its weight is the table's.
@@ -58,6 +65,10 @@ class Adapter:
 
     def __contains__(self, name: object) -> bool:
         return name in self._pairs
+
+    def other(self, key: str) -> Tensor:
+        """One of `others`, as it is stored."""
+        return self._tensors[key].detach()
 
     def is_transposed(self, name: str) -> bool:
         """Whether a weight is stored with its inputs as rows: tables, and `fan_in_fan_out`."""
@@ -115,9 +126,9 @@ class Adapter:
         return (left @ right).reshape(-1, *self.shape(name)[1:])
 
     def digest(self) -> str:
-        """SHA-256 of names, factors and scales, 64 hexadecimal digits."""
+        """SHA-256 of names, factors, scales and whole tensors, 64 hexadecimal digits."""
         held = {f"{n} {i} {self.scale(n)}": x for n in self for i, x in enumerate(self._pairs[n])}
-        return open_tensors(held).digest()
+        return open_tensors({**held, **{key: self.other(key) for key in self.others}}).digest()
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -144,8 +155,12 @@ def open_adapter(source: str | Path | Mapping[str, Tensor]) -> Adapter:
         )
     file = folder / CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{path} is a {config['peft_type']} adapter; only LORA has factors A, B.")
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise ValueError(
+            f"{path} is a {kind} adapter; only LORA has factors A, B. Merge it into its model "
+            f"(PEFT's merge_and_unload), save that, and give the whole model.{_WAYS.get(kind, '')}"
+        )
     return Adapter(open_tensors(tensors), config)
 
 

@@ -96,7 +96,7 @@ def test_lora_folders_of_peft_are_added(zoo, tmp_path):
         assert all(torch.allclose(got[n], expected[n] - base[n] + own[n], atol=1e-6) for n in got)
 
 
-def test_what_an_adapter_holds_beside_factors_is_noted_as_left_out(zoo, tmp_path, capsys):
+def test_what_an_adapter_keeps_whole_replaces_the_base_s(zoo, tmp_path, capsys):
     prefix = "base_model.model.model.layers.0.mlp.up_proj"
     held = {
         f"{prefix}.lora_A.weight": torch.ones(1, 16),
@@ -109,10 +109,34 @@ def test_what_an_adapter_holds_beside_factors_is_noted_as_left_out(zoo, tmp_path
     argv = ["merge", str(zoo / "base"), str(tmp_path / "lora"), "--method", "task_arithmetic"]
     assert main([*argv, "--out", str(tmp_path / "out"), "--json"]) == 0
     captured = capsys.readouterr()
-    note = "lora: 1 tensors of the adapter are left out, 'base_model.model.lm_head.weight' first"
+    note = "lora keeps 1 tensors whole, 'base_model.model.lm_head.weight' first"
     assert f"note: {note}" in captured.err
     assert note in json.loads(captured.out)["notes"][0]
-    assert torch.equal(tensors(tmp_path / "out")[HEAD], tensors(zoo / "base")[HEAD])
+    assert torch.allclose(tensors(tmp_path / "out")[HEAD], torch.ones(64, 16), atol=1e-6)
+    # the same on another model, and when both are given to `merge`
+    recipe = {
+        "merge_method": "task_arithmetic", "base_model": str(zoo / "base"),
+        "models": [{"model": f"{zoo / 'a'}+{tmp_path / 'lora'}"}], "parameters": {"weight": 1},
+    }  # fmt: skip
+    other = tensors(merge_config(recipe, tmp_path / "other").folder)
+    assert torch.allclose(other[HEAD], torch.ones(64, 16), atol=1e-6)
+    memory = merge(zoo / "base", [tmp_path / "lora"], "task_arithmetic")
+    assert all(torch.equal(memory[name], t) for name, t in tensors(tmp_path / "out").items())
+
+
+def test_modules_to_save_of_peft_are_merged(zoo, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = transformers.AutoModelForCausalLM.from_pretrained(zoo / "base")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "lora")
+    expected = adapted.merge_and_unload().state_dict()
+    out = merge_folders(zoo / "base", [tmp_path / "lora"], "linear", tmp_path / "out").folder
+    assert all(torch.allclose(t, expected[n], atol=1e-6) for n, t in tensors(out).items())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 
 from conformance.merging import models, same_bits
 from spanwise.atlas import Atlas
-from spanwise.io import save_tensors
+from spanwise.io import open_tensors, save_tensors
 from spanwise.lora import Adapter, open_adapter
 from spanwise.merging import merge
 from spanwise.merging._merge import prepare
@@ -100,6 +100,41 @@ def test_adapters_and_whole_models_mix():
     assert torch.allclose(average[name], (expected + base[name]) / 2, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear", "iso_c", "tsv", "ties", "knots"])
+@pytest.mark.parametrize("saved", ["embed.weight", "layers.1.modules_to_save.default.down.weight"])
+def test_what_an_adapter_keeps_whole_is_a_full_update_of_that_tensor(method, saved):
+    """PEFT's `modules_to_save`: as if the whole model had been given."""
+    base, tuned = models(2)
+    factors = [adapter(seed)[0] for seed in range(2)]
+    name = saved.replace("modules_to_save.default.", "")
+    lows, wholes = [], []
+    for own, model in zip(factors, tuned, strict=True):
+        low = Adapter({**own, f"base_model.model.{saved}": model[name]}, adapter()[1])
+        up = base["layers.0.up.weight"] + low.update("layers.0.up.weight", torch.float64)
+        lows.append(low)
+        wholes.append({**base, "layers.0.up.weight": up, name: model[name]})
+    found, expected = merge(base, lows, method, **FLOAT64), merge(base, wholes, method, **FLOAT64)
+    for key, tensor in expected.items():
+        assert torch.allclose(found[key].double(), tensor.double(), atol=1e-10, rtol=0), key
+    assert Adapter({**factors[0], f"base_model.model.{saved}": base[name]}).digest() != (
+        Adapter(factors[0]).digest()
+    )
+
+
+def test_an_ia3_folder_is_refused_with_the_ways_out_which_work(tmp_path):
+    for seed, name in enumerate("ab"):
+        vectors = {"base_model.model.layers.0.up.ia3_l": torch.full((10, 1), 1.0 + seed)}
+        save_tensors(tmp_path / name / "adapter_model.safetensors", vectors)
+        (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    folders = [tmp_path / "a", tmp_path / "b"]
+    base, _ = models(1)
+    with pytest.raises(ValueError, match=r"a is a IA3 adapter.*merge_and_unload.*load_file"):
+        merge(base, folders, "linear")
+    held = [dict(open_tensors(folder)) for folder in folders]
+    merged = merge(None, held, "linear")
+    assert torch.equal(merged["base_model.model.layers.0.up.ia3_l"], torch.full((10, 1), 1.5))
+
+
 def test_an_adapter_of_transposed_weights_is_turned_round():
     factors, config = adapter(fan_in_fan_out=True)
     low = Adapter(factors, config)
@@ -144,6 +179,38 @@ def test_a_sweep_asks_at_every_alpha_and_merges_once(monkeypatch):
     for alpha, found in merged.sweep([0.0, 0.3, 1.0], lambda m: dict(m)):
         again = {n: base[n] + alpha * merged.delta[n] for n in merged.delta}
         assert all(torch.allclose(found[n], again[n], atol=1e-14, rtol=0) for n in again)
+
+
+def test_a_sweep_leaves_an_alpha_of_vectors_as_it_was_given():
+    base, tuned = models(1)
+    merged = merge(base, tuned, "task_arithmetic", alpha_vectors=0.5, **FLOAT64).at(2.0)
+    for name, scale in (("embed.weight", 2.0), ("layers.0.up.bias", 0.5), ("conv.weight", 0.5)):
+        expected = base[name] + scale * (tuned[0][name] - base[name])
+        assert torch.allclose(merged[name], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0.5}, r"alpha = 0\.5 scales what is added to a base"),
+        ({"alpha_vectors": 2.0}, r"alpha_vectors = 2\.0 scales what is added to a base"),
+        ({"include": ["embed"]}, "include leaves all other tensors as the base's"),
+    ],
+)
+def test_what_only_a_base_gives_a_meaning_to_is_not_ignored(options, message):
+    _, tuned = models(2)
+    with pytest.raises(ValueError, match=message):
+        merge(None, tuned, "linear", **options)
+    assert merge(None, tuned, "linear", alpha=1.0, alpha_vectors=1)
+
+
+def test_factors_of_adapters_are_not_averaged_one_by_one(tmp_path):
+    held = [adapter(seed)[0] for seed in range(2)]
+    with pytest.raises(ValueError, match=r"model 1 holds LoRA factors.*open_adapter"):
+        merge(None, held, "linear")
+    file = save_tensors(tmp_path / "lora.safetensors", held[0])
+    with pytest.raises(ValueError, match="holds LoRA factors"):
+        merge(models(1)[0], [file], "linear")
 
 
 # -- avoid and within --------------------------------------------------------------------------
@@ -194,6 +261,19 @@ def test_the_share_that_avoid_takes_is_of_the_models_updates():
 
 
 @pytest.mark.bad_input
+def test_what_avoid_takes_is_told_by_a_merge_in_memory():
+    base, tuned = models(2)
+    name = "layers.0.up.weight"
+    atlas = Atlas.from_delta(base, tuned[0], rank=2, sides=["output"])
+    merged = merge(base, tuned, "iso_c", avoid=atlas, **FLOAT64)
+    u = atlas.get(name)["output"].subspace.basis.double()
+    updates = [(t[name] - base[name]).double() for t in tuned]
+    taken = sum(float((u.mT @ d).square().sum()) for d in updates)
+    whole = sum(float(d.square().sum()) for d in updates)
+    assert merged.removed[name][0] / merged.removed[name][1] == pytest.approx(taken / whole)
+    assert merge(base, tuned, "iso_c").removed == {}
+
+
 def test_arbitrary_directions_cannot_be_avoided():
     base, tuned = models(2)
     atlas = Atlas.from_delta(base, tuned[0], rank=1)
@@ -263,7 +343,10 @@ def test_an_adapter_needs_its_own_base():
     with pytest.raises(ValueError, match=r"adapts 'layers\.0\.up\.weight', which the base lacks"):
         merge({"x": torch.zeros(1)}, [Adapter(factors, config)], "linear")
     odd = {**factors, "base_model.model.head.modules_to_save.weight": torch.zeros(2, 2)}
-    with pytest.raises(ValueError, match=r"holds 'base_model\.model\.head\..*no LoRA factor"):
+    with pytest.raises(ValueError, match=r"holds 'base_model\.model\.head\..*no factor"):
+        merge(models(1)[0], [Adapter(odd, config)], "linear")
+    odd = {**factors, "base_model.model.embed.weight": torch.zeros(13, 6)}
+    with pytest.raises(ValueError, match=r"replaces 'embed\.weight' by shape \(13, 6\)"):
         merge(models(1)[0], [Adapter(odd, config)], "linear")
     with pytest.raises(ValueError, match=r"by a \(10, 6\) matrix"):
         merge({"layers.0.up.weight": torch.zeros(9, 6)}, [Adapter(factors, config)], "linear")

@@ -76,6 +76,8 @@ def test_statistics_of_different_models_do_not_add_up():
     [
         ({"hessian": torch.eye(3)}, "unknown kind 'hessian'"),
         ({"gram": torch.zeros(3, 4)}, "must be square"),
+        ({"diag_fisher": torch.zeros(3, 4)}, "the diag_fisher of '.*' is zero everywhere"),
+        ({"gradient_gram": torch.zeros(4, 4)}, "the gradient_gram of '.*' is zero everywhere"),
         ({"gram": torch.tensor([[1.0, 0.5], [0.0, 1.0]])}, "must be symmetric"),
         ({"gram": torch.tensor([[torch.nan]])}, "holds NaN"),
         ({"gram": -torch.eye(2)}, "negative entries on its diagonal"),

@@ -18,11 +18,13 @@ from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Terminal, check_device
 from spanwise.cli.merge_stats import StatsOptions
 from spanwise.datasets import TextData, load_text
+from spanwise.io import check_place, open_tensors
 from spanwise.layouts import strip_prefixes
 from spanwise.lora import CONFIG, is_adapter, open_adapter
 from spanwise.merging import Stats, StatsPlan, collect_stats_to_file, plan_stats
 from spanwise.merging._collect_file import passes_done
 from spanwise.merging._open import read_config
+from spanwise.merging._sources import whole_tensors
 from spanwise.training.examples import (
     Example,
     Padded,
@@ -58,7 +60,7 @@ def collect(options: StatsOptions, terminal: Terminal) -> None:
     examples, pad = _examples(options, spec, text)
     model: Any = load_saved(spec, dtype=options.dtype).model
     if adapter is not None:
-        _apply(model, adapter, terminal)
+        _apply(model, adapter)
     model = model.to(options.device)
     plan = plan_stats(model, options.kinds, memory=options.memory, **choice)
     terminal.say(f"{options.model} reads {len(examples)} examples of {text.name}")
@@ -244,20 +246,18 @@ def _examples(options: StatsOptions, spec: str, text: TextData) -> tuple[list[Ex
     return spread(found, options.examples), 0 if pad is None else int(pad)
 
 
-def _apply(model: nn.Module, folder: Path, terminal: Terminal) -> None:
-    """Add a LoRA adapter's updates to the weights."""
+def _apply(model: nn.Module, folder: Path) -> None:
+    """Add a LoRA adapter's updates to the weights, and put what it keeps whole in their place."""
     adapter = open_adapter(folder)
     weights = {strip_prefixes(name): p for name, p in model.named_parameters()}
     for name in adapter:
         if name not in weights or tuple(weights[name].shape) != adapter.shape(name):
             raise ValueError(f"{folder} changes {name!r}, which its base lacks: name it by --base.")
     with torch.no_grad():
+        for name, key in whole_tensors(folder.name, adapter, open_tensors(weights)).items():
+            weights[name].copy_(adapter.other(key))
         for name in adapter:
             weights[name].add_(adapter.update(name).to(weights[name].dtype))
-    if adapter.others:
-        first, reason = next(iter(adapter.others.items()))
-        terminal.say(f"note: {len(adapter.others)} tensors of the adapter are left out, {first!r} "
-                     f"first ({reason})")  # fmt: skip
 
 
 def _job(options: StatsOptions, spec: str, adapter: Path | None, text: TextData) -> dict[str, Any]:
@@ -278,6 +278,7 @@ def _check_out(options: StatsOptions) -> None:
         raise ValueError(f"{options.out} is a folder; name a file for the statistics.")
     if options.out.exists() and not options.overwrite and not options.plan:
         raise ValueError(f"{options.out} exists. Name another file, or pass --overwrite.")
+    check_place(options.out.parent)
 
 
 class _Passes:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from spanwise.merging._diagnosis import Diagnosis
+from spanwise.merging._inputs import open_inputs
 from spanwise.merging._merge import MEMORY, Watch
 from spanwise.merging._pair_rows import Totals, layer_row, model_row, ranked
 from spanwise.merging._pairs import Measured, bytes_of, matrices, measure, touched
 from spanwise.merging._parallel import side_by_side
 from spanwise.merging._sources import Inputs, Model
 from spanwise.merging._spectra import size_for
-from spanwise.merging._tied import open_alike
 from spanwise.merging._work import Work
 
 RANK = 16
@@ -83,7 +83,7 @@ def diagnose(
     """
     named = _named(models)
     size_of = _size(rank, energy)
-    inputs = open_alike(base, named)
+    inputs = open_inputs(base, named)
     chosen = _chosen(inputs, names, exclude)
     labels, at = list(named), torch.device(device)
     results: dict[str, Compared] = {}

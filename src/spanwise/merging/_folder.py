@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas
-from spanwise.io import SharedFolder, open_tensors, plan_shards, write_json
+from spanwise.io import SharedFolder, check_place, open_tensors, plan_shards, write_json
 from spanwise.io._reader import tensor_bytes
 from spanwise.merging._job import Job
 from spanwise.merging._parallel import side_by_side
@@ -90,6 +90,7 @@ def merge_to_folder(
     reference = job.inputs.reference
     entries = {name: (job.stored_dtype(name), reference.shape(name)) for name in reference}
     shards = plan_shards(entries, max_shard_bytes)
+    check_apart(folder, sources_of(job))
     _check_room(folder, sum(shard.nbytes for shard in shards))
     shared = SharedFolder(folder, shards, job=identity, overwrite=overwrite)
     total = sum(len(s.entries) for s in shards if not (shared.staging / s.file).is_file())
@@ -116,7 +117,7 @@ def merge_to_folder(
         write_json(staging / RECORD, identity)
 
     shared.finish(beside)
-    return Written(folder, done, shared.reused, _removed(job))
+    return Written(folder, done, shared.reused, removed(job))
 
 
 def unfinished(folder: str | Path) -> int:
@@ -202,7 +203,8 @@ def copy_companions(source: Path, folder: Path, dtype: torch.dtype | None) -> No
         write_json(config, held)
 
 
-def _removed(job: Job | Parts) -> dict[str, tuple[float, float]]:
+def removed(job: Job | Parts) -> dict[str, tuple[float, float]]:
+    """Tensor -> (energy that `avoid` and `within` took away, energy before), so far."""
     keepers = [j.keeper for j in (job.jobs if isinstance(job, Parts) else [job])]
     held = {n: counts for k in keepers if k is not None for n, counts in k.removed.items()}
     return {name: (counts[0], counts[1]) for name, counts in held.items()}
@@ -218,7 +220,24 @@ def _made_by(folder: Path, identity: Mapping[str, Any]) -> bool:
     return held == json.loads(json.dumps(identity))
 
 
+def sources_of(job: Job | Parts) -> list[Source]:
+    """Every model that a merge reads, as often as it does."""
+    jobs = job.jobs if isinstance(job, Parts) else [job]
+    return [s for j in jobs for s in (j.inputs.base, *j.inputs.models) if s is not None]
+
+
+def check_apart(folder: Path, sources: Iterable[Source]) -> None:
+    """Raise `ValueError` if a result would take the place of what it is made from."""
+    for source in sources:
+        if source.place is not None and source.place.resolve() == folder.resolve():
+            raise ValueError(
+                f"{folder} is read as {source.label}, and would be replaced by what is made of it: "
+                "name another folder."
+            )
+
+
 def _check_room(folder: Path, needed: int) -> None:
+    check_place(folder)
     nearest = folder.absolute()
     while not nearest.exists():
         nearest = nearest.parent

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas
+from spanwise.merging._inputs import open_inputs
 from spanwise.merging._job import Job
 from spanwise.merging._keep import Keeper
 from spanwise.merging._matched import Statistics, check_stats, opened_stats
@@ -18,7 +19,6 @@ from spanwise.merging._methods._method import Method
 from spanwise.merging._parallel import side_by_side
 from spanwise.merging._schedule import Depths, Schedule
 from spanwise.merging._sources import Inputs, Model
-from spanwise.merging._tied import open_alike
 from spanwise.merging._unchanged import told, unchanged
 from spanwise.merging._warn import warn_caller
 from spanwise.merging.methods import METHODS
@@ -150,11 +150,13 @@ def prepare(
     chosen, per_model = resolve(method, parameters, len(named))
     _check_count(chosen, base, len(named))
     scales = {"alpha": alpha, "alpha_vectors": alpha_vectors}
+    if base is None:
+        _check_baseless(scales, include)
     schedules = {key: Schedule(key, value) for key, value in scales.items()}
     for key, schedule in schedules.items():
         _check_finite(key, schedule)
     held = opened_stats(stats, list(named), chosen.kinds())
-    inputs = open_alike(base, named)
+    inputs = open_inputs(base, named)
     keeper = None
     if avoid is not None or within is not None:
         chosen.check_kept()
@@ -235,6 +237,18 @@ def _check_count(method: Method, base: Model | None, count: int) -> None:
         wanted = f"exactly {most}" if most == method.fewest else f"at least {method.fewest}"
         raise ValueError(f"{name} merges {wanted} models, got {count}.")
     method.check_models(count, base is not None)
+
+
+def _check_baseless(scales: Mapping[str, Any], include: Sequence[str] | None) -> None:
+    """Raise for what only a base gives a meaning to, and would be ignored without one."""
+    for key, value in scales.items():
+        if value is not None and value != 1:
+            raise ValueError(
+                f"{key} = {value} scales what is added to a base: give one, or scale the models by "
+                "weight."
+            )
+    if include is not None:
+        raise ValueError("include leaves all other tensors as the base's: give one.")
 
 
 def _keeper(inputs: Inputs, avoid: Atlas | None, within: Atlas | None) -> Keeper:

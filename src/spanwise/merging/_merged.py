@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from typing_extensions import override
 
 from spanwise.atlas import Atlas
 from spanwise.merging._job import Job
+
+if TYPE_CHECKING:
+    from spanwise.merging._subspaces import Subspaces
 
 T = TypeVar("T")
 
@@ -31,7 +34,8 @@ class Merged(Mapping[str, Tensor]):
         name = job.inputs.reference.aliases.get(name, name)
         if name not in self.delta:
             return job.inputs.reference.read(name)
-        scale = job.scale(name) if self.alpha is None else self.alpha
+        own = job.alpha_vectors is not None and job.kind(name) != "matrix"
+        scale = job.scale(name) if self.alpha is None or own else self.alpha
         if job.inputs.base is not None and scale == 0:
             return job.inputs.base.read(name)
         return job.applied(name, self.delta[name], scale)
@@ -49,7 +53,7 @@ class Merged(Mapping[str, Tensor]):
         return name in reference.aliases or name in set(reference)
 
     def at(self, alpha: float) -> "Merged":
-        """The same merge with one alpha for every tensor.
+        """The same merge with one alpha for every tensor; `alpha_vectors`, where given, stays.
 
         Raises:
             ValueError: If the merge has no base, so that there is nothing to scale from.
@@ -85,9 +89,31 @@ class Merged(Mapping[str, Tensor]):
         return {name: self._job.log[name] for name in self.delta if name in self._job.log}
 
     @property
+    def removed(self) -> dict[str, tuple[float, float]]:
+        """Tensor -> (energy that `avoid` and `within` took of all updates, energy before)."""
+        from spanwise.merging._folder import removed
+
+        return removed(self._job)
+
+    @property
     def atlas(self) -> Atlas:
-        """The leading directions of the merged update."""
-        return Atlas.from_delta({n: 0 * d for n, d in self.delta.items()}, dict(self.delta))
+        """What the models have in common: `subspaces().common`, a decomposition of every matrix."""
+        return self.subspaces().common
+
+    def subspaces(self, common_fraction: float | None = None) -> "Subspaces":
+        """The common and the task-specific subspaces of Iso-CTS, whatever the method was.
+
+        Args:
+            common_fraction: f in [0, 1]; by default the method's, or 0.8.
+
+        Raises:
+            ValueError: If f is out of range, there is no base, or no model changed a matrix.
+        """
+        from spanwise.merging._subspaces import subspaces
+
+        if common_fraction is None:
+            common_fraction = getattr(self._job.method, "common_fraction", 0.8)
+        return subspaces(self._job, common_fraction)
 
 
 class _Lazy(Mapping[str, Tensor]):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spanwise.io import TensorReader
 from spanwise.io._reader import ReaderAround
 from spanwise.lora import Adapter
 from spanwise.merging._parts import LAYER_KEYS
+from spanwise.merging._sources import whole_tensors
 from spanwise.merging._vocabulary import FILES
 
 _MUST = (
@@ -25,7 +27,10 @@ _SHOULD = ("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "sli
 
 
 class Applied(ReaderAround):
-    """A model with a LoRA adapter added to it; adapted tensors are float32 or wider."""
+    """A model with a LoRA adapter added to it; adapted tensors are float32 or wider.
+
+    What the adapter keeps whole replaces the model's.
+    """
 
     def __init__(self, tensors: TensorReader, adapter: Adapter, label: str) -> None:
         super().__init__(tensors)
@@ -33,10 +38,12 @@ class Applied(ReaderAround):
         for name in adapter:
             if name not in tensors or tensors.shape(name) != adapter.shape(name):
                 raise ValueError(f"{label}: the adapter's {name!r} does not fit the model.")
+        self._whole = whole_tensors(label, adapter, tensors)
 
     @override
     def __getitem__(self, name: str) -> Tensor:
-        stored = self._tensors[name]
+        whole = self._whole.get(name)
+        stored = self._tensors[name] if whole is None else self._adapter.other(whole)
         if name not in self._adapter:
             return stored
         dtype = self.dtype(name)
@@ -44,12 +51,16 @@ class Applied(ReaderAround):
 
     @override
     def dtype(self, name: str) -> torch.dtype:
-        own = self._tensors.dtype(name)
+        whole = self._whole.get(name)
+        own = self._tensors.dtype(name) if whole is None else self._adapter.other(whole).dtype
         return torch.promote_types(own, torch.float32) if name in self._adapter else own
 
     @override
     def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
-        stored = self._tensors.rows(name, start, stop, into)
+        if name in self._whole:
+            stored = self._adapter.other(self._whole[name])[start:stop]
+        else:
+            stored = self._tensors.rows(name, start, stop, into)
         if name not in self._adapter:
             return stored
         dtype = self.dtype(name)
@@ -71,15 +82,26 @@ def locate(path: str, revision: str | None = None, beside: Path | None = None) -
     for candidate in (plain, *([beside / plain] if beside is not None else [])):
         if candidate.exists():
             return candidate
-    hint = ""
+    hint = _nearby(plain)
     if path.count("/") == 1 and not path.startswith((".", "~", "/")):
         try:
             from huggingface_hub import snapshot_download
 
             return Path(snapshot_download(path, revision=revision, local_files_only=True))
         except (ImportError, OSError, ValueError):
-            hint = f" nor in the hub's cache: hf download {path}"
+            if "did you mean" not in hint:
+                hint = f" nor in the hub's cache: hf download {path}"
     raise FileNotFoundError(2, f"No model there{hint}", path)
+
+
+def _nearby(path: Path) -> str:
+    """What lies beside a misspelt name, as the end of a sentence."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".safetensors"]
+    near = get_close_matches(path.name, names, n=1)
+    return f": did you mean {folder / near[0]}?" if near else ""
 
 
 def read_config(folder: Path | None, name: str = "config.json") -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from spanwise.linalg.thin import gram, rank_tolerance, squared_noise
 from spanwise.merging._methods._spectral import LowRank, factors
-from spanwise.merging._sources import AdapterSource
 from spanwise.merging._spectra import SHARE_LOST, Spectrum, of_values, size_for
 from spanwise.merging._work import Work, row_blocks
 
@@ -91,11 +90,7 @@ def matrices(work: Work) -> Iterator[tuple[str, Updates]]:
 
 def touched(work: Work) -> bool:
     """Whether any model may have changed a tensor, without reading it."""
-    models = work.inputs.models
-    return any(
-        not isinstance(source, AdapterSource) or source.factors(work.name) is not None
-        for source in models
-    )
+    return any(source.changes(work.name) for source in work.inputs.models)
 
 
 class Dense(Updates):

@@ -14,7 +14,7 @@ import torch
 from spanwise.atlas import Atlas
 from spanwise.io import plan_shards, write_json
 from spanwise.io.configs import to_plain
-from spanwise.merging._folder import Watch, Written, merge_to_folder
+from spanwise.merging._folder import Watch, Written, merge_to_folder, sources_of
 from spanwise.merging._job import Job
 from spanwise.merging._matched import stats_files
 from spanwise.merging._merge import MEMORY, prepare
@@ -80,10 +80,7 @@ class MergePlan:
     @property
     def sources(self) -> list[Source]:
         """Every model that is read, as often as it is."""
-        found: list[Source] = []
-        for job in self.parts.jobs:
-            found += [*([job.inputs.base] if job.inputs.base else []), *job.inputs.models]
-        return found
+        return sources_of(self.parts)
 
     @cached_property
     def treatments(self) -> list[Treatment]:

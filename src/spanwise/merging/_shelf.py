@@ -149,10 +149,9 @@ class Shelf:
                     f"and is added to {root.path}"
                 )
             if adapter.others:
-                name, reason = next(iter(adapter.others.items()))
                 self.notes.append(
-                    f"{_short(lora)}: {len(adapter.others)} tensors of the adapter are left out, "
-                    f"{name!r} first ({reason})"
+                    f"{_short(lora)} keeps {len(adapter.others)} tensors whole, "
+                    f"{next(iter(adapter.others))!r} first: they are merged as a whole model's are"
                 )
         if path != Path() and path not in self._held:
             source = open_source(str(ref.path), path)

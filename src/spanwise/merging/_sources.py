@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from spanwise.io import open_tensors
 from spanwise.io._reader import TensorReader
-from spanwise.lora import Adapter, is_adapter, open_adapter
+from spanwise.layouts import strip_prefixes
+from spanwise.lora import LORA_FACTOR, Adapter, is_adapter, open_adapter
 from spanwise.merging._scratch import LENT, Scratch
 
 _CPU = torch.device("cpu")
@@ -93,6 +94,11 @@ class Source:
         """(B (m, r), A (r, n)) with the update B A as stored, for an adapter; None otherwise."""
         return None
 
+    def changes(self, name: str) -> bool:
+        """Whether a tensor may differ from the base's, as far as one can tell without reading."""
+        del name
+        return True
+
     def digest(self) -> str:
         """SHA-256 of everything that is merged of this model; reads all of it."""
         return self.tensors.digest()
@@ -104,7 +110,16 @@ Model = nn.Module | Mapping[str, Tensor] | str | Path | Adapter | Source
 
 
 class AdapterSource(Source):
-    """A LoRA adapter on the base: tensors that it does not touch did not change."""
+    """A LoRA adapter on the base: tensors that it does not speak of did not change.
+
+    Attributes:
+        adapter: The factors.
+        whole: Tensors that PEFT keeps whole beside them (`modules_to_save`, biases) and that
+            replace the base's -> their names in the adapter.
+
+    Raises:
+        ValueError: If a factor or a whole tensor does not fit the base.
+    """
 
     def __init__(self, label: str, adapter: Adapter, base: Source, place: Path | None) -> None:
         super().__init__(label, base.tensors, base.aliases, place)
@@ -122,26 +137,79 @@ class AdapterSource(Source):
                     f"{label} changes {name!r} by a {adapter.shape(name)} matrix, but the base's "
                     f"has shape {base.shape(stored)}: it belongs to another model."
                 )
+        self.whole = whole_tensors(label, adapter, base, base.aliases)
 
     @override
     def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
+        if name in self.whole:
+            found = self._replacing(name, base, rows).sub(base)
+            return found.add_(self._product(name, base, rows)) if name in self._names else found
         if name not in self._names:
             return torch.zeros_like(base)
-        return self.adapter.update(self._names[name], base.dtype, base.device, rows)
+        return self._product(name, base, rows)
 
     @override
     def weight(self, name: str, like: Tensor, rows: slice | None = None) -> Tensor:
-        base = super().weight(name, like, rows)
-        return base if name not in self._names else base + self.update(name, base, rows)
+        whole = name in self.whole
+        base = self._replacing(name, like, rows) if whole else super().weight(name, like, rows)
+        return base if name not in self._names else base + self._product(name, base, rows)
 
     @override
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        known = self._names.get(name)
+        known = None if name in self.whole else self._names.get(name)
         return None if known is None else self.adapter.factors(known)
+
+    @override
+    def changes(self, name: str) -> bool:
+        return name in self._names or name in self.whole
 
     @override
     def digest(self) -> str:
         return self.adapter.digest()
+
+    def _product(self, name: str, like: Tensor, rows: slice | None) -> Tensor:
+        return self.adapter.update(self._names[name], like.dtype, like.device, rows)
+
+    def _replacing(self, name: str, like: Tensor, rows: slice | None) -> Tensor:
+        held = self.adapter.other(self.whole[name])
+        return (held if rows is None else held[rows]).to(like.device, like.dtype)
+
+
+def whole_tensors(
+    label: str,
+    adapter: Adapter,
+    base: TensorReader | Source,
+    aliases: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """What an adapter keeps whole, by the base's names -> the adapter's.
+
+    Args:
+        label: What errors call the adapter.
+        adapter: The adapter.
+        base: What it was trained on.
+        aliases: Other names of tied tensors -> the name that is kept.
+
+    Raises:
+        ValueError: If one is no tensor of the base, or of another shape.
+    """
+    found: dict[str, str] = {}
+    for key in adapter.others:
+        name = strip_prefixes(key).replace(".modules_to_save.", ".")
+        name = (aliases or {}).get(name, name)
+        if name not in base:
+            raise ValueError(
+                f"{label} holds {key!r}, which is no factor of a linear map and no tensor of its "
+                "base: load it with PEFT, save the result of merge_and_unload(), and give that."
+            )
+        shape = tuple(adapter.other(key).shape)
+        if shape != base.shape(name):
+            raise ValueError(
+                f"{label} replaces {name!r} by shape {shape}, the base's is {base.shape(name)}: "
+                "its vocabulary was resized, or it belongs to another model. Resize the base's "
+                "likewise (resize_token_embeddings), save it, and begin again."
+            )
+        found[name] = key
+    return found
 
 
 @dataclass(frozen=True)
@@ -215,29 +283,6 @@ def _minus(stored: Tensor, base: Tensor, out: Tensor) -> Tensor:
     return out.copy_(stored).sub_(base)
 
 
-def open_inputs(base: Model | None, models: Mapping[str, Model]) -> Inputs:
-    """Open everything and make sure that it fits together; reads headers only.
-
-    Args:
-        base: What the models were trained from; None for methods without one.
-        models: By label.
-
-    Raises:
-        ValueError: If there is no model, names or shapes differ, weights are quantised, or an
-            adapter has no base or another one.
-    """
-    if not models:
-        raise ValueError("models is empty: give at least one model to merge.")
-    opened = None if base is None else open_source("base", base)
-    if isinstance(opened, AdapterSource):  # pragma: no cover - open_source refuses it
-        raise TypeError
-    sources = tuple(open_source(label, model, opened) for label, model in models.items())
-    inputs = Inputs(opened, sources)
-    for source in sources:
-        _check_same(inputs.reference, source)
-    return inputs
-
-
 def open_source(label: str, model: Model, base: Source | None = None) -> Source:
     """One model by tensor.
 
@@ -259,12 +304,6 @@ def open_source(label: str, model: Model, base: Source | None = None) -> Source:
                 " give the model that it was trained on as base."
             )
         adapter = model if isinstance(model, Adapter) else open_adapter(folder or "")
-        if adapter.others:
-            raise ValueError(
-                f"{label}'s adapter holds {next(iter(adapter.others))!r} ({len(adapter.others)} "
-                "such tensors), which is no LoRA factor of a linear map. Merge it into its model "
-                "first (PEFT's merge_and_unload), or leave these tensors out of the adapter."
-            )
         return AdapterSource(label, adapter, base, folder)
     if isinstance(model, nn.Module):
         model = model.state_dict()
@@ -272,6 +311,12 @@ def open_source(label: str, model: Model, base: Source | None = None) -> Source:
     if isinstance(model, Mapping) and not isinstance(model, TensorReader):
         kept, aliases = _without_copies(model)
     tensors = open_tensors(model if folder is not None else kept or model)
+    factor = next((n for n in tensors if LORA_FACTOR.fullmatch(n)), None)
+    if factor is not None:
+        raise ValueError(
+            f"{label} holds LoRA factors ({factor!r}), and the mean of factors is not the factors "
+            "of the mean: give the adapter's folder, or spanwise.lora.open_adapter(tensors)."
+        )
     found = next((n for n in tensors if n.endswith(_QUANTISED)), None)
     if found is not None or (folder is not None and _quantised_config(folder)):
         raise ValueError(
@@ -304,31 +349,3 @@ def _quantised_config(path: Path) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8")).get("quantization_config"))
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _check_same(reference: Source, source: Source) -> None:
-    here = {reference.aliases.get(n, n) for n in reference}
-    there = {reference.aliases.get(n, n) for n in source}
-    if here != there:
-        lacks, more = sorted(here - there), sorted(there - here)
-        parts = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} more"] * bool(more)
-        raise ValueError(
-            f"{source.label} and {reference.label} are not the same architecture: {source.label} "
-            f"{' and '.join(parts)}. Merge copies of one model."
-        )
-    for name in reference:
-        a, b = reference.shape(name), source.shape(name)
-        if a != b:
-            hint = (
-                " Their vocabularies differ: give both the same tokens first (tokenizer)."
-                if len(a) == 2 and a[1:] == b[1:] and a[0] > 1000
-                else ""
-            )
-            raise ValueError(
-                f"{name!r} has shape {a} in {reference.label} and {b} in {source.label}.{hint}"
-            )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} others"

@@ -153,7 +153,7 @@ class Stats(Mapping[str, TensorStats]):
 
         Raises:
             ValueError: If a kind is unknown, or a matrix is not square, symmetric and finite, or a
-                diagonal is negative.
+                diagonal is negative, or what is made of gradients is all zero.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}.")
@@ -309,6 +309,11 @@ def _check_mean(name: str, kind: str, mean: Any) -> None:
         raise ValueError(f"{name!r} has statistics of unknown kind {kind!r}: {', '.join(KINDS)}.")
     if not bool(torch.isfinite(mean).all()):
         raise ValueError(f"the {kind} of {name!r} holds NaN or infinity.")
+    if kind != GRAM and mean.numel() and not bool(mean.any()):
+        raise ValueError(
+            f"the {kind} of {name!r} is zero everywhere: no gradient reached it. Leave it out, and "
+            "the tensor is averaged."
+        )
     if kind == DIAG_FISHER:
         if bool((mean < 0).any()):
             raise ValueError(f"the {kind} of {name!r} is negative, but squares are not.")

@@ -1,89 +1,19 @@
 """Tied tensors that one model's file holds once and another's twice."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from typing_extensions import override
 
-from spanwise.io import TensorReader
-from spanwise.io._reader import ReaderAround
 from spanwise.layouts import guess_layout
-from spanwise.merging._sources import (
-    AdapterSource,
-    Inputs,
-    Model,
-    Source,
-    open_inputs,
-    open_source,
-)
+from spanwise.merging._parts import Renamed
+from spanwise.merging._sources import AdapterSource, Source
 
 _ROWS = 2**22
 """Elements that are compared at a time."""
 
 
-class Renamed(ReaderAround):
-    """Another reader's tensors under other names.
-
-    Args:
-        tensors: What is read.
-        names: Every name it goes by -> the tensor's own name.
-    """
-
-    def __init__(self, tensors: TensorReader, names: Mapping[str, str]) -> None:
-        super().__init__(tensors)
-        self.metadata = tensors.metadata
-        self._names = dict(names)
-
-    @override
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @override
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    @override
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors.shape(self._names[name])
-
-    @override
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors.dtype(self._names[name])
-
-    @override
-    def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
-        del into
-        return self._tensors.rows(self._names[name], start, stop)
-
-
-def open_alike(base: Model | None, models: Mapping[str, Model]) -> Inputs:
-    """`open_inputs` for files that name tied tensors differently.
-
-    Args:
-        base: What the models were trained from; None for methods without one.
-        models: By label.
-
-    Raises:
-        ValueError: As `open_inputs`; if a head that others tie to the embeddings differs from them.
-    """
-    opened = None if base is None else open_source("base", base)
-    sources = {label: open_source(label, model, opened) for label, model in models.items()}
-    first = next(iter(sources.values()), None) if opened is None else opened
-    if first is not None:
-        sources = {label: _named_alike(first, source) for label, source in sources.items()}
-    return open_inputs(opened, sources)
-
-
-def _named_alike(reference: Source, source: Source) -> Source:
+def named_alike(reference: Source, source: Source) -> Source:
+    """A source whose tied tensors go by the reference's names; see `tied_names`."""
     if isinstance(source, AdapterSource):
         return source
     names = tied_names(reference, source)

@@ -31,7 +31,7 @@ def told(labels: Sequence[str]) -> str:
 
 def _adds_nothing(model: Source, base: Source) -> bool:
     if isinstance(model, AdapterSource):
-        return not any(_product(model, name) for name in base)
+        return not any(_product(model, name) or _replaced(model, base, name) for name in base)
     names = [n for n in base if base.dtype(n).is_floating_point and 0 not in base.shape(n)]
     first = all(_same(model, base, n, slice(0, 1)) for n in names)
     return first and all(_same(model, base, n, rows) for n in names for rows in _blocks(base, n))
@@ -41,6 +41,14 @@ def _product(model: AdapterSource, name: str) -> bool:
     """Whether an adapter's update of a tensor has anything in it."""
     factors = model.factors(name)
     return factors is not None and all(bool(factor.any()) for factor in factors)
+
+
+def _replaced(model: AdapterSource, base: Source, name: str) -> bool:
+    """Whether an adapter keeps a tensor whole that is not the base's."""
+    if name not in model.whole:
+        return False
+    own, held = base.read(name), model.adapter.other(model.whole[name])
+    return not torch.equal(held, own.to(held.dtype))
 
 
 def _blocks(base: Source, name: str) -> list[slice | None]:

@@ -6,78 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from typing_extensions import override
 
-from spanwise.io import TensorReader, open_tensors
-from spanwise.layouts import strip_prefixes
-from spanwise.lora import CONFIG, FILE, Adapter, is_adapter, open_adapter
+from spanwise.lora import CONFIG, is_adapter, open_adapter
 from spanwise.merging._export.checks import Checked, check_model
 from spanwise.merging._export.lora import Watch
 from spanwise.merging._folder import RECORD, Written, merge_to_folder
 from spanwise.merging._job import Job
 from spanwise.merging._merge import MEMORY, prepare
 from spanwise.merging._open import locate, read_config
-from spanwise.merging._sources import AdapterSource, Source, open_source
-
-
-class CompleteAdapter(AdapterSource):
-    """A LoRA with the tensors that PEFT keeps whole beside its factors.
-
-    Args:
-        label: What errors call it.
-        adapter: The factors.
-        base: What it was trained on.
-        place: Its folder.
-        tensors: The adapter's file.
-
-    Raises:
-        ValueError: If a tensor is neither a factor nor one of the base's.
-    """
-
-    def __init__(
-        self, label: str, adapter: Adapter, base: Source, place: Path, tensors: TensorReader
-    ) -> None:
-        super().__init__(label, adapter, base, place)
-        self._file = tensors
-        self._whole: dict[str, str] = {}
-        for key in adapter.others:
-            name = strip_prefixes(key)
-            name = base.aliases.get(name, name)
-            if name not in base:
-                raise ValueError(
-                    f"{label} holds {key!r}, which is no factor and no tensor of {base.label}: "
-                    "load it with PEFT and save the result of merge_and_unload()."
-                )
-            if tensors.shape(key) != base.shape(name):
-                raise ValueError(
-                    f"{label} replaces {name!r} by shape {tensors.shape(key)}, the base's is "
-                    f"{base.shape(name)}: its vocabulary was resized. Resize the base's likewise "
-                    "(resize_token_embeddings) and save it, then export again."
-                )
-            self._whole[name] = key
-
-    @property
-    def whole(self) -> list[str]:
-        """Tensors that replace the base's."""
-        return list(self._whole)
-
-    @override
-    def update(self, name: str, base: Tensor, rows: slice | None = None) -> Tensor:
-        found = super().update(name, base, rows)
-        if name not in self._whole:
-            return found
-        held = self._file[self._whole[name]]
-        held = held if rows is None else held[rows]
-        return found.add_(held.to(base.device, base.dtype)).sub_(base)
-
-    @override
-    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        return None if name in self._whole else super().factors(name)
-
-    @override
-    def digest(self) -> str:
-        return self._file.digest()
+from spanwise.merging._sources import AdapterSource, open_source
 
 
 @dataclass(frozen=True)
@@ -147,8 +84,7 @@ def plan_merged(
         raise ValueError(f"the base {home}: {checked.problems[0]}.")
     opened = open_source("the base", home)
     held = open_adapter(folder)
-    tensors = open_tensors(folder / FILE if folder.is_dir() else folder)
-    source = CompleteAdapter(folder.name, held, opened, folder, tensors)
+    source = AdapterSource(folder.name, held, opened, folder)
     job = prepare(
         opened, {"adapter": source}, "task_arithmetic",
         out_dtype=dtype, device=device,

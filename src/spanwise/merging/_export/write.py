@@ -12,6 +12,7 @@ from spanwise.io import Shard, ShardFile, atomic_folder, check_place, write_json
 from spanwise.lora import CONFIG, FILE
 from spanwise.merging._export.difference import factors
 from spanwise.merging._export.peft import adapter_config
+from spanwise.merging._folder import check_apart
 
 if TYPE_CHECKING:
     from spanwise.merging._export.lora import LoraPlan
@@ -50,6 +51,7 @@ def write_lora(
     """Decompose again and write; see `LoraPlan.write`."""
     check_place(out)
     difference, whole = plan.difference, plan.whole
+    check_apart(Path(out), (difference.base, difference.tuned))
     generator = torch.Generator().manual_seed(plan.seed)
     lost = sum(m.energy for m in plan.matrices if not m.rank)
     lost += sum(found.energy for found in plan.left.values() if not found.saved)

@@ -14,7 +14,6 @@ from spanwise.linalg import SVD, leading_triples, polar, thin_svd
 from spanwise.linalg.thin import ASPECT
 from spanwise.merging._methods._method import Method
 from spanwise.merging._methods.averages import mean, weighted_sum
-from spanwise.merging._sources import AdapterSource
 from spanwise.merging._work import Work
 
 Null = Literal["true", "official"]
@@ -81,7 +80,7 @@ class LowRank(Updates):
 
 
 def factors(work: Work) -> list[tuple[Tensor, Tensor]] | None:
-    """Factors of every update; None unless all are adapters whose ranks add up to less than r.
+    """Factors of every update; None unless all have some, whose ranks add up to less than r.
 
     Raises:
         ValueError: If one is not finite.
@@ -92,7 +91,7 @@ def factors(work: Work) -> list[tuple[Tensor, Tensor]] | None:
     for index, source in enumerate(work.inputs.models):
         pair = source.factors(work.name)
         if pair is None:
-            if not isinstance(source, AdapterSource):
+            if source.changes(work.name):
                 return None
             pair = torch.zeros(work.shape[0], 0), torch.zeros(0, work.shape[1])
         left, right = (x.to(work.device, work.dtype) for x in pair)
