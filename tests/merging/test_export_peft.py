@@ -48,6 +48,47 @@ def pair(kind, root):
     return base, perturbed(model, root / "tuned")
 
 
+def mamba(folder):
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=64, hidden_size=8, state_size=4, num_hidden_layers=2, expand=2,
+        time_step_rank=2, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.MambaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_what_peft_cannot_adapt_is_left_out_by_name(tmp_path):
+    base = mamba(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    tuned = perturbed(model, tmp_path / "tuned")
+    plan = plan_lora(base, tuned, rank=2)
+    left = {name: found.reason for name, found in plan.left.items()}
+    name = "backbone.layers.0.mixer.out_proj.weight"
+    assert "reads its weight without calling it" in left[name]
+    assert "backbone.layers.0.mixer.conv1d.weight" in left
+    assert any("in_proj" in target.name for target, _ in plan.chosen)
+    plan.write(tmp_path / "lora")
+    expected = logits(summed(base, tuned, tmp_path / "lora"))
+    assert torch.allclose(logits(adapted(base, tmp_path / "lora")), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="incompatible with Mamba"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["out_proj"]))
+
+
+def test_attention_of_torch_keeps_its_output_map(tmp_path):
+    """Its kernel reads the map's weight; factors beside it would change nothing."""
+    attention = torch.nn.ModuleDict({
+        "attention": torch.nn.MultiheadAttention(8, 2), "up": torch.nn.Linear(8, 12),
+    })  # fmt: skip
+    base = {n: t.clone() for n, t in attention.state_dict().items()}
+    tuned = {n: t + 0.1 * torch.randn_like(t) for n, t in base.items()}
+    plan = plan_lora(base, tuned, rank=2, model=attention)
+    assert [target.name for target, _ in plan.chosen] == ["up.weight"]
+    assert "without calling it" in plan.left["attention.out_proj.weight"].reason
+
+
 def logits(model):
     with torch.no_grad():
         return model.eval()(IDS).logits

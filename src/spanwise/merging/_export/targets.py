@@ -26,6 +26,9 @@ _EXPANDS = ("c_attn.weight", "c_fc.weight")
 """Maps of GPT-2's kind with more outputs than inputs: wider than tall means transposed."""
 _CONV1D = (*_EXPANDS, "c_proj.weight", "q_attn.weight")
 _TABLES = ("embed", "wte", "wpe", "shared.weight")
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Kinds of models whose fused kernels read `out_proj` without calling it: PEFT refuses it."""
+_UNCALLED = "the model reads its weight without calling it, and PEFT's factors would not be heard"
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,18 @@ def _of_module(model: nn.Module) -> Structure:
     kinds: dict[str, Kind] = {}
     aliases: dict[str, str] = {}
     refused: dict[str, str] = {}
+    mamba = getattr(getattr(model, "config", None), "model_type", None) in _MAMBA
+    fused = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
     for found in linear_maps(model, embeddings=True):
+        module = found.name.rpartition(".")[0]
         aliases |= dict.fromkeys(found.aliases, found.name)
         head = len(found.others) == 1 and isinstance(found.others[0], nn.Linear)
         if found.kind == "experts":
             refused[found.name] = "stacked experts, which are no module of their own"
         elif found.aliases and not (found.kind == "embedding" and head):
             refused[found.name] = "several modules share it, and PEFT would change one"
+        elif (mamba and _is_fused(module)) or module.rpartition(".")[0] in fused:
+            refused[found.name] = _UNCALLED
         elif found.name.rpartition(".")[2] == "weight":
             kinds[found.name] = found.kind
     modules = frozenset(name for name, _ in model.named_modules() if name)
@@ -164,11 +172,15 @@ def _of_names(
     wide = [shape for name, shape in shapes.items() if name.endswith(_EXPANDS)]
     conv1d = bool(wide) and all(len(s) == 2 and s[0] < s[1] for s in wide)
     kinds: dict[str, Kind] = {}
+    refused: dict[str, str] = {}
+    mamba = config.get("model_type") in _MAMBA
     for name, shape in shapes.items():
         if len(shape) != 2 or not name.endswith("weight"):
             continue
         if guess_layout(name, shape) is None or any(part in name for part in _TABLES):
             kinds[name] = "embedding"
+        elif mamba and _is_fused(name.rpartition(".")[0]):
+            refused[name] = _UNCALLED
         elif "expert" not in name and "router" not in name:
             kinds[name] = "conv1d" if conv1d and name.endswith(_CONV1D) else "linear"
     aliases = {}
@@ -177,7 +189,11 @@ def _of_names(
         if tables and "wpe" not in tables[0]:
             aliases["lm_head.weight"] = tables[0]
             kinds.pop("lm_head.weight", None)
-    return Structure(kinds, aliases, note=note)
+    return Structure(kinds, aliases, refused=refused, note=note)
+
+
+def _is_fused(module: str) -> bool:
+    return module.rpartition(".")[2] in ("out_proj", "conv1d")
 
 
 def built(folder: Path) -> tuple[nn.Module | None, str | None]:
