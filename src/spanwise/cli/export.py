@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spanwise.cli._models import model_path
 from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Interrupted, Terminal, run_verb
 from spanwise.merging._export.config import ExportConfig
@@ -35,7 +36,7 @@ def run(config: ExportConfig, terminal: Terminal) -> int:
     from spanwise.merging._open import locate
 
     check_device(config.device)
-    folder = locate(_folder(config.folder))
+    folder = locate(model_path(config.folder))
     if config.as_ == "lora":
         return _lora(config, folder, terminal)
     if is_adapter(folder):
@@ -113,7 +114,7 @@ def _merged(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
             f"{folder} is an adapter: name the folder of the whole model, --out merged, or --plan."
         )
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    base = None if config.base is None else _folder(config.base)
+    base = None if config.base is None else model_path(config.base)
     plan = plan_merged(folder, base, dtype=dtype, device=config.device)
     replaced = f", {plan.whole} tensors replaced" if plan.whole else ""
     terminal.say(
@@ -228,7 +229,7 @@ def _base(config: ExportConfig, folder: Path) -> str:
     from spanwise.merging._open import locate
 
     if config.base is not None:
-        return str(locate(_folder(config.base)))
+        return str(locate(model_path(config.base)))
     found = named_base(folder) if is_adapter(folder) else merged_from(folder)
     if found is None:
         raise ValueError(
@@ -239,25 +240,17 @@ def _base(config: ExportConfig, folder: Path) -> str:
 
 
 def _check_free(config: ExportConfig) -> None:
-    """Raise before the work, not after it, if the folder is taken."""
+    """Raise before the work, not after it, if the folder is taken or cannot be made."""
+    from spanwise.io import check_place
+
     out = config.out
-    if out is None or config.plan or config.overwrite:
+    if out is None or config.plan:
+        return
+    check_place(out)
+    if config.overwrite:
         return
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(17, "already exists; name another folder, or --overwrite", str(out))
-
-
-def _folder(spec: str) -> str:
-    """The folder behind a packaged name; anything else as it is."""
-    if Path(spec).exists() or "/" in spec:
-        return spec
-    from spanwise.zoo import source_folder
-
-    try:
-        found = source_folder(spec)
-    except ValueError:
-        return spec
-    return spec if found is None else str(found)
 
 
 def _span(ranks: list[int]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.cli import dispatch
+from spanwise.cli._models import check_different, model_path
 from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Interrupted, Terminal, check_device, run_verb
 from spanwise.merging.config import MergeConfig
@@ -89,7 +90,8 @@ def prepared(config: MergeConfig) -> "MergePlan":
     }  # fmt: skip
     if config.recipe is not None:
         return plan_config(config.recipe, **shared)
-    base, *models = map(_folder, config.models)
+    check_different(config.models)
+    base, *models = (spec if spec == "none" else model_path(spec) for spec in config.models)
     dtype = config.out_dtype
     return plan_folders(
         None if base == "none" else base,
@@ -260,13 +262,3 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _is_model(path: Path) -> bool:
     """Whether a verb's name is a model's too: a folder called stats need not be one."""
     return path.is_file() or any(path.glob("*.safetensors"))
-
-
-def _folder(spec: str) -> str:
-    """The folder behind a packaged name; anything else as it is."""
-    if spec == "none" or Path(spec).exists():
-        return spec
-    from spanwise.zoo import source_folder
-
-    found = source_folder(spec)
-    return spec if found is None else str(found)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from spanwise.cli._models import check_different, model_path
 from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Terminal, check_device, run_verb
 
@@ -141,11 +142,11 @@ def opened(paths: Sequence[str]) -> tuple["Source", dict[str, "Source"], list[st
         FileNotFoundError: If one is not there.
         ValueError: If they are not of one architecture, or tokenizers differ.
     """
-    from spanwise.cli.merge import _folder
     from spanwise.merging._recipe import Reference
     from spanwise.merging._shelf import Shelf
 
-    base, *models = (Reference(_folder(path)) for path in paths)
+    check_different(paths)
+    base, *models = (Reference(model_path(path)) for path in paths)
     shelf = Shelf(base, models)
     root = shelf.model(base, "base", None)
     labels = short_names([reference.path for reference in models])
@@ -162,11 +163,13 @@ def short_names(paths: Sequence[str]) -> list[str]:
     Example:
         >>> short_names(["runs/code/final", "runs/math/final"])
         ['code/final', 'math/final']
+
+    Raises:
+        ValueError: If two are the same.
     """
     parts = [Path(path).expanduser().absolute().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-depth:]) for own in parts]
         if len(set(names)) == len(names):
             return names
-    # One model given twice.
-    return [f"{Path(path).name} ({number})" for number, path in enumerate(paths, start=1)]
+    raise ValueError(f"one path is given twice: {', '.join(paths)}.")
