@@ -121,6 +121,17 @@ def test_a_missing_column_is_an_error_with_the_nearest_name(write):
         load_text(write("a.csv", "question\nhello\n"), text="qestion")
 
 
+@pytest.mark.parametrize("options", [{"text": "body"}, {"label": "intent"}])
+def test_a_column_of_plain_text_is_an_error(write, options):
+    plain, table = write("a.txt", "hello\n"), write("a.csv", "body,intent\nhello,greeting\n")
+    with pytest.raises(ValueError, match=r"names a column or key, but .*a\.txt has none"):
+        load_text(plain, **options)
+    with pytest.raises(ValueError, match="python-docs has none"):
+        load_text(["python-docs"], **options)
+    if "text" in options:
+        assert texts(load_text([plain, table], **options)) == ["hello\n", "hello"]
+
+
 @pytest.mark.parametrize("source", ["nope.txt", "./nope", "/no/such/place", "*.nothing", "nope"])
 def test_a_missing_source_is_an_error_that_says_where_it_looked(source):
     with pytest.raises(FileNotFoundError, match="from /"):

@@ -60,22 +60,36 @@ def load_text(
     Raises:
         FileNotFoundError: If a file, folder or glob holds nothing.
         ValueError: If a file is empty, not what its ending says, or lacks the column; the
-            message names the file and the line.
+            message names the file and the line. If a column is named and nothing has any.
 
     Example:
         >>> len(load_text("python-docs")) > 50
         True
     """
     if not isinstance(source, (str, Path)):
-        return join([load_text(part, text=text, label=label) for part in source])
+        parts = [_load(part, text, label) for part in source]
+        found, columns = join([part for part, _ in parts]), any(held for _, held in parts)
+    else:
+        found, columns = _load(source, text, label)
+    if (text is not None or label is not None) and not columns:
+        flag = f"text = {text!r}" if text is not None else f"label = {label!r}"
+        raise ValueError(
+            f"{flag} names a column or key, but {found.name} has none: it is plain text, read "
+            "whole. Leave it out, or give a table (.jsonl, .csv, .tsv, .npz)."
+        )
+    return found
+
+
+def _load(source: str | Path, text: str | None, label: str | None) -> tuple[TextData, bool]:
+    """One source, and whether it has columns or keys."""
     name = str(source)
     if not name.strip():
         raise ValueError("a text has no name: got an empty path. An unset shell variable?")
     if name in BUILTIN or name in ASSETS:
-        return load(name)
+        return load(name), False
     paths = _paths(name)
     if not paths:
-        return _from_hub(name, text, label)
+        return _from_hub(name, text, label), True
     documents: list[Document] = []
     files: list[tuple[str, str]] = []
     for path in paths:
@@ -87,7 +101,8 @@ def load_text(
         files.append((str(path), hashlib.sha256(data).hexdigest()))
     if not documents:
         raise ValueError(f"{name}: {len(paths)} file(s) and none holds any text.")
-    return TextData(name=name, documents=tuple(documents), files=tuple(files))
+    found = TextData(name=name, documents=tuple(documents), files=tuple(files))
+    return found, any(suffix_of(path) in READERS for path in paths)
 
 
 def _paths(source: str) -> list[Path]:

@@ -12,12 +12,16 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from spanwise.atlas import Atlas, UpdateShare
+from spanwise.atlas._weights import open_weights
 from spanwise.datasets import TextData, load_text
 from spanwise.optim import OURS, build_optimizer, guard
 from spanwise.training.config import TrainConfig
 from spanwise.training.data import Blocks, pack
 from spanwise.training.planning import check_own_options, load_atlas, resolve_rank
-from spanwise.zoo import is_pretrained, load_config, load_model, load_tokenizer
+from spanwise.zoo import is_pretrained, load_config, load_model, load_tokenizer, source_folder
+
+HASHED = 4e9
+"""Bytes of weights that are hashed twice, about a second a gigabyte, to tell a mistake early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,30 @@ class Atlases:
         if isinstance(tuned, nn.Module):
             held = {n: p for n, p in tuned.named_parameters() if n in self.start}
         return self.shown.update_share(self.start, held)
+
+
+def check_atlases(config: TrainConfig) -> None:
+    """Raise before anything large is read or planned, if an atlas is missing or another model's.
+
+    What the weights themselves have to say is asked of files up to `HASHED`; of larger ones, and
+    of models that transformers renames as it loads them, `Atlases.open` asks it.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or belongs to another model.
+    """
+    options = config.optimizer
+    folder = source_folder(config.model)
+    files = [] if folder is None else list(folder.glob("*.safetensors"))
+    small = sum(file.stat().st_size for file in files) <= HASHED
+    for path in dict.fromkeys((options.avoid, options.within, options.measure)):
+        if path is None:
+            continue
+        atlas = load_atlas(config, path)
+        if folder is not None and files and small:
+            weights = open_weights(folder)
+            if all(any(n in weights for n in (e.name, *e.aliases)) for e in atlas):
+                load_atlas(config, path, base=folder)
 
 
 def open_model(config: TrainConfig) -> PreTrainedModel:

@@ -141,8 +141,8 @@ def check_own_options(config: TrainConfig) -> None:
         raise ValueError(f"method {method} has no option {name!r}. {hint}")
 
 
-def load_atlas(config: TrainConfig, path: Path, base: nn.Module | None = None) -> Atlas:
-    """An atlas that the options name; `base` is the model it must belong to.
+def load_atlas(config: TrainConfig, path: Path, base: nn.Module | Path | None = None) -> Atlas:
+    """An atlas that the options name; `base` is the model, or its folder, that it must belong to.
 
     Raises:
         FileNotFoundError: If it is missing; the message tells how to make one.
@@ -153,7 +153,13 @@ def load_atlas(config: TrainConfig, path: Path, base: nn.Module | None = None) -
             f"no atlas at {path}. Make one: spanwise atlas extract {config.model} "
             f"--data old.txt --out {path}"
         )
-    return Atlas.load(path, base=base)
+    atlas = Atlas.load(path)
+    if base is not None:
+        try:
+            atlas.check_base(base)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return atlas
 
 
 def nbytes(model: nn.Module) -> int:

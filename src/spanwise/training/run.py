@@ -19,6 +19,7 @@ from spanwise.training.finish import finish
 from spanwise.training.inputs import (
     Atlases,
     Texts,
+    check_atlases,
     check_shape,
     check_sharding_asked,
     open_model,
@@ -80,6 +81,7 @@ def train(config: TrainConfig, report: Reporter | None = None) -> TrainResult:
     for note in start.notes:
         report.say(note)
     check_shape(config)
+    check_atlases(config)
     texts = Texts.open(config)
     start.check_texts(texts.digests)
     predicted = plan(config)
