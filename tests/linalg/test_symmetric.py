@@ -11,6 +11,7 @@ from spanwise.linalg.symmetric import (
     asymmetry,
     flatten_symmetric,
     symmetrize,
+    unflatten_symmetric,
 )
 
 F64 = torch.float64
@@ -86,6 +87,24 @@ def test_a_flattening_has_the_singular_values_of_the_full_one(n, m):
     held = torch.linalg.svdvals(small)
     torch.testing.assert_close(values[: len(held)], held, atol=1e-12, rtol=0)
     torch.testing.assert_close(small.norm(), tensor.norm(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 1), (3, 2)])
+def test_unflattening_undoes_flattening(n, m):
+    tensor = symmetrize(normal(*[3] * (n + m)))
+    rows, columns = SymmetricSpace(3, n), SymmetricSpace(3, m)
+    found = unflatten_symmetric(flatten_symmetric(tensor, rows, columns), rows, columns)
+    torch.testing.assert_close(found, tensor, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_induced_map_takes_powers_to_powers_and_keeps_orthonormal_columns(n):
+    space, small = SymmetricSpace(5, n), SymmetricSpace(3, n)
+    A, y = normal(5, 3), normal(3, 4, seed=1)
+    found = space.induced(A) @ small.power(y)
+    torch.testing.assert_close(found, space.power(A @ y), atol=1e-12, rtol=0)
+    Q = space.induced(torch.linalg.qr(A)[0])
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(small.dim, dtype=F64), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])

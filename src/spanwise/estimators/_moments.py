@@ -17,6 +17,7 @@ def moment_flattening(
     *,
     cumulant: bool = False,
     noise_variance: float | str | None = None,
+    rank: int | None = None,
 ) -> tuple[Float[Tensor, "C c"], float]:
     """The mean of x^m, flattened, in coordinates of the distinct entries.
 
@@ -27,19 +28,15 @@ def moment_flattening(
         cumulant: The cumulant in its place; orders 3 and 4.
         noise_variance: Variance of isotropic Gaussian noise whose part is taken out, orders 3 and
             4; `"auto"` estimates it, order 4.
+        rank: Of the moment without noise, where it is known: the estimate then rests on all
+            eigenvalues beyond it.
 
     Returns:
         The flattening, and the noise variance that was used.
     """
     order = rows.order + columns.order
     n, d = X.shape
-    if order > 4 and (cumulant or noise_variance is not None):
-        raise ValueError(
-            f"cumulant and noise_variance need order 3 or 4, got order {order}. Only the plain "
-            "moment is known here for higher orders."
-        )
-    if cumulant and noise_variance is not None:
-        raise ValueError("a cumulant holds no Gaussian noise already: leave noise_variance None.")
+    check_terms(order, cumulant, noise_variance)
     if cumulant:
         X = X - X.mean(0)
     M = X.new_zeros(rows.dim, columns.dim)
@@ -56,19 +53,30 @@ def moment_flattening(
         return M, 0.0
     identity = torch.eye(d, dtype=X.dtype, device=X.device)
     if order == 3:
-        if noise_variance == "auto":
-            raise ValueError('noise_variance="auto" needs order 4. Give a number.')
         variance = float(noise_variance)
         return M - 3 * variance * vector_product(X.mean(0), rows), variance
     once = symmetric_product(X.mT @ X / n, identity, rows)
     twice = symmetric_product(identity, identity, rows)
     if noise_variance == "auto":
         most = float(torch.linalg.eigvalsh(X.mT @ X / n)[0])
-        variance = _estimate(M, once, twice, max(most, 0.0))
+        variance = _estimate(M, once, twice, max(most, 0.0), rank)
     else:
         variance = float(noise_variance)
     # E[(x + z)^4] has 6 s sym(E[x x] I) + 3 s^2 sym(I I) more; E[x x] is the data's less s I.
     return M - 6 * variance * once + 3 * variance**2 * twice, variance
+
+
+def check_terms(order: int, cumulant: bool, noise_variance: float | str | None) -> None:
+    """Raise where it is not known what to take out of the moment of this order."""
+    if order > 4 and (cumulant or noise_variance is not None):
+        raise ValueError(
+            f"cumulant and noise_variance need order 3 or 4, got order {order}. Only the plain "
+            "moment is known here for higher orders."
+        )
+    if cumulant and noise_variance is not None:
+        raise ValueError("a cumulant holds no Gaussian noise already: leave noise_variance None.")
+    if order == 3 and noise_variance == "auto":
+        raise ValueError('noise_variance="auto" needs order 4. Give a number.')
 
 
 def symmetric_product(
@@ -92,28 +100,31 @@ def vector_product(v: Float[Tensor, " d"], space: SymmetricSpace) -> Float[Tenso
     return total * (space.scale.unsqueeze(-1) / 3)
 
 
-def _estimate(M: Tensor, once: Tensor, twice: Tensor, most: float) -> float:
-    """The smallest variance at which the moment without it has a null vector.
+def _estimate(M: Tensor, once: Tensor, twice: Tensor, most: float, rank: int | None) -> float:
+    """The variance at which the moment without it has null vectors.
 
     Up to the true variance what is left is a moment, so positive semidefinite; beyond it no more.
-    Newton's method on the smallest eigenvalue, between bounds.
+    With a known rank it is the mean of all eigenvalues beyond it that becomes zero, where errors
+    of the sample cancel; else the smallest one. Newton's method, between bounds.
 
     Args:
         M: The moment.
         once: The symmetric product of the second moment and the identity.
         twice: That of the identity and itself.
         most: The smallest eigenvalue of the second moment, an upper bound.
+        rank: Of the moment without noise, or None.
     """
+    count = 1 if rank is None else max(1, len(M) - rank)
     low, high, s = 0.0, most, 0.0
     rounding = 1e-14 * float(M.norm())
     for _ in range(60):
         values, vectors = torch.linalg.eigh(M - 6 * s * once + 3 * s * s * twice)
-        smallest, v = float(values[0]), vectors[:, 0]
-        low, high = (s, high) if smallest > 0 else (low, s)
-        slope = float(v @ (6 * s * twice - 6 * once) @ v)
-        step = s - smallest / slope if slope < 0 else high
+        null, v = float(values[:count].mean()), vectors[:, :count]
+        low, high = (s, high) if null > 0 else (low, s)
+        slope = float((v * ((6 * s * twice - 6 * once) @ v)).sum()) / count
+        step = s - null / slope if slope < 0 else high
         new = step if low < step < high else (low + high) / 2
-        if abs(smallest) < rounding or abs(new - s) <= 1e-13 * most:
+        if abs(null) < rounding or abs(new - s) <= 1e-13 * most:
             break
         s = new
     return s

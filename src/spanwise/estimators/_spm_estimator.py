@@ -7,9 +7,8 @@ from torch import Tensor
 
 from spanwise.estimators._arrays import Back, make_generator, to_numpy
 from spanwise.estimators._base import Estimator
-from spanwise.estimators._moments import moment_flattening
-from spanwise.estimators._spm.solve import Options, SymmetricCPInfo, solve_flattening
-from spanwise.estimators._spm.spectrum import spaces
+from spanwise.estimators._spm.moments import Method, solve_moments
+from spanwise.estimators._spm.solve import Options, SymmetricCPInfo
 from spanwise.estimators._symmetric_cp import check_rank, converted, symmetric_cp
 
 
@@ -93,10 +92,17 @@ class SubspacePowerMethod(Estimator):
         *,
         cumulant: bool = False,
         noise_variance: float | str | None = None,
+        method: Method = "auto",
     ) -> "SubspacePowerMethod":
         """Decompose the moment of order m of samples, without forming d^m entries.
 
-        Only the flattening between distinct entries is held, 1 / (n! (m - n)!) of them.
+        With C = binom(d + n - 1, n), n = m / 2, `method` says what is held:
+        `"explicit"`: the flattening between distinct entries, C x C, whose eigenvalues are all
+        found. `"few_samples"`: powers of the samples, C x N; plain moments of even order.
+        `"few_components"`: C x a few times `rank`, by products with the samples; even orders;
+        `eigenvalues_` then are the leading ones, and `residual_` is estimated from random
+        products. `"auto"` takes the second for N < C / 2, the third for C > 1500 with a `rank`
+        below C / 10, where they can be had.
 
         Args:
             X: Samples in rows, `(N, d)`.
@@ -104,10 +110,16 @@ class SubspacePowerMethod(Estimator):
             cumulant: The cumulant of order 3 or 4 instead, as independent sources ask for:
                 x = A s has the cumulant sum kurt(s_i) a_i^4.
             noise_variance: Variance of isotropic Gaussian noise to take out of the moment, orders
-                3 and 4; `"auto"` estimates it where the rank leaves room (order 4).
+                3 and 4; `"auto"` estimates it where the rank leaves room (order 4), by the
+                eigenvalues beyond `rank` if that is given.
+            method: What is held; see above.
 
         Raises:
-            ValueError: If the options do not fit the order, or the rank is above the bound.
+            ValueError: If the options do not fit the order or each other, or the rank is above
+                the bound.
+
+        Warns:
+            ConvergenceWarning: If the leading eigenvalues are not found to rounding.
         """
         if self.order < 3:
             raise ValueError(
@@ -126,16 +138,13 @@ class SubspacePowerMethod(Estimator):
         samples, back = self._samples(X, reset=True)
         d, order, dtype = samples.shape[1], self.order, samples.dtype
         check_rank(self.rank, self.rank_tol, d, order, self.force)
-        rows, columns = spaces(d, order, samples.device)
-        M, variance = moment_flattening(
-            samples.double(), rows, columns, cumulant=cumulant, noise_variance=noise_variance
-        )
-        weights, factor, info = solve_flattening(
-            M, rows, columns, self.rank, self.rank_tol, options,
+        weights, factor, info, variance = solve_moments(
+            samples.double(), order, self.rank, self.rank_tol, options,
             make_generator(self.random_state),
             lambda r: check_rank(
                 r, self.rank_tol, d, order, self.force, found=self.rank is None
             ),
+            cumulant=cumulant, noise_variance=noise_variance, method=method,
         )  # fmt: skip
         to = _typed(back, dtype)
         return self._keep(to(weights), to(factor), converted(info, to), order, variance)

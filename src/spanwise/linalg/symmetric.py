@@ -9,7 +9,7 @@ less memory.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import torch
 from jaxtyping import Float, Int
@@ -143,6 +143,22 @@ class SymmetricSpace:
         held = held.view(self.lower.dim, self.d, -1)
         return held.mul_(self.lower.scale.view(-1, 1, 1))
 
+    def induced(self, A: Float[Tensor, "d l"]) -> Float[Tensor, "C L"]:
+        """The linear map that A induces on symmetric tensors: (A x ... x A) in coordinates.
+
+        Its columns are an orthonormal basis of the symmetric tensors over A's range where A's
+        columns are orthonormal; `induced(A) @ small.power(y) = power(A @ y)`, `small` being the
+        space of this order over R^l.
+        """
+        small = SymmetricSpace(A.shape[1], self.order, self.dtype, self.device)
+        found = A.new_zeros(self.dim, small.dim)
+        for order in permutations(range(self.order)):
+            term = A[self.index[:, 0]][:, small.index[:, order[0]]]
+            for row, column in enumerate(order[1:], start=1):
+                term = term * A[self.index[:, row]][:, small.index[:, column]]
+            found += term
+        return found.mul_(self.scale.unsqueeze(-1) / math.factorial(self.order)).mul_(small.scale)
+
 
 def flatten_symmetric(
     tensor: Tensor, rows: SymmetricSpace, columns: SymmetricSpace
@@ -159,6 +175,25 @@ def flatten_symmetric(
     flat = tensor.reshape(rows.d**rows.order, columns.d**columns.order)
     picked = flat[rows.entries][:, columns.entries].to(rows.dtype)
     return picked.mul_(rows.scale.unsqueeze(-1)).mul_(columns.scale)
+
+
+def unflatten_symmetric(
+    M: Float[Tensor, "C c"], rows: SymmetricSpace, columns: SymmetricSpace
+) -> Tensor:
+    """All entries of the tensor whose flattening in coordinates is M; `flatten_symmetric` undone.
+
+    Args:
+        M: The flattening of a symmetric tensor.
+        rows: Its left space.
+        columns: Its right space.
+    """
+    entries = M / rows.scale.unsqueeze(-1) / columns.scale
+    places = []
+    for space in (rows, columns):
+        axis = torch.arange(space.d, device=M.device)
+        every = torch.cartesian_prod(*[axis] * space.order).reshape(-1, space.order)
+        places.append(space.locate(every))
+    return entries[places[0]][:, places[1]].reshape([rows.d] * (rows.order + columns.order))
 
 
 def asymmetry(tensor: Tensor) -> float:

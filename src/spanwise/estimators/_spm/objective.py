@@ -1,5 +1,7 @@
 """f(x) = ||V^T x^n||^2 on the unit sphere, its gradient, and Gauss-Newton's matrix."""
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,7 +38,11 @@ class Objective:
         # With the scales inside, monomials go in and entries come out.
         self._into = (self.basis * space.scale.unsqueeze(-1)).mT
         self._out = self.basis / space.scale.unsqueeze(-1)
-        self._opened: Tensor | None = None
+
+    @cached_property
+    def opened(self) -> Float[Tensor, "c dk"]:
+        """The basis as a map from powers of order n - 1 to d x k matrices."""
+        return self.space.opened(self.basis).reshape(self.space.lower.dim, -1)
 
     def value(
         self, X: Float[Tensor, "d b"]
@@ -61,8 +67,6 @@ class Objective:
         it is I + (n - 1) x x^T - n (V x^(n-1)) (V x^(n-1))^T: positive semidefinite as well.
         """
         (d, b), n, k = X.shape, self.space.order, self.basis.shape[-1]
-        if self._opened is None:
-            self._opened = self.space.opened(self.basis).reshape(-1, d * k)
         lower = self.space.lower.power(X).mT
         x = X.mT.unsqueeze(-1)
         found = (x * (along if self.outer else along + n - 1)) @ x.mT
@@ -72,7 +76,7 @@ class Objective:
         step = max(1, _ENTRIES // (d * k))
         for start in range(0, b, step):
             chunk = slice(start, start + step)
-            held = (lower[chunk] @ self._opened).view(-1, d, k)
+            held = (lower[chunk] @ self.opened).view(-1, d, k)
             found[chunk].baddbmm_(held, held.mT, alpha=sign)
         return found
 
