@@ -93,6 +93,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         best_epoch_: The epoch that was taken; 0 is the state right after the first stage.
         n_iter_: Epochs of the second stage.
         network_state_: The network's tensors.
+        own_trunk_: Whether the trunk is MLC's own; an encoder has to be given to `load` again.
         n_features_in_: Features of X; with `feature_names_in_` where X has them.
 
     Raises:
@@ -115,6 +116,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
     selection_: Any
     network_state_: dict[str, Tensor]
     n_clusters_: int
+    own_trunk_: bool
     best_epoch_: int
     n_iter_: int
     n_features_in_: int
@@ -148,7 +150,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         patience: int = 5,
         tol: float = 1e-4,
         candidates: Sequence[int] | None = None,
-        max_samples: int = 4000,
+        max_samples: int = 3000,
         n_init: int = 10,
         subspace_energy: float = 0.95,
         random_state: Any = None,
@@ -333,6 +335,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
     def _keep(self, network: Network, training: Training, back: Back) -> None:
         network.eval()
         self._network = network
+        self.own_trunk_ = self.encoder is None
         # Clones: the file, and a copy of the estimator, hold every tensor for itself.
         self.network_state_ = {k: v.detach().clone() for k, v in network.state_dict().items()}
         steps = torch.tensor(training.history, dtype=torch.float64).reshape(-1, 3)
@@ -368,7 +371,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     def _rebuilt(self, x: Float[Tensor, "n p"]) -> Network:
         state = self.network_state_
-        if self.encoder is None and not any(k.startswith("trunk.0.weight") for k in state):
+        if self.encoder is None and not self.own_trunk_:
             raise ValueError(
                 "encoder is missing: no file holds a module's code. Give it to load, "
                 "MLC.load(path, encoder=module)."

@@ -1,7 +1,6 @@
 """From a membership to labels, and how many there should be."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,6 @@ from torch import Tensor
 from spanwise._lazy import require
 from spanwise.estimators._arrays import make_generator
 from spanwise.linalg._arrays import matrix
-
-DENSE = 600
-"""Samples up to which all eigenvectors are computed, on a CPU."""
 
 
 def spectral_labels(
@@ -64,19 +60,8 @@ def embedding(membership: Float[Tensor, "n n"], count: int) -> Float[Tensor, "n 
     G = (G + G.mT).mul_(0.5)
     inverse = G.sum(1).clamp(min=torch.finfo(G.dtype).tiny).rsqrt_()
     G.mul_(inverse[:, None]).mul_(inverse)
-    if G.is_cuda or n <= DENSE or count > n // 4:
-        return torch.linalg.eigh(G).eigenvectors[:, -count:].flip(1)
-    linalg = require("scipy.sparse.linalg", "a spectral embedding")
-    # Shifted by 1, eigenvalues lie in [0, 2]: the largest are those of the smallest Laplacian ones.
-    held = G.cpu().numpy()
-
-    def shifted(x: np.ndarray) -> np.ndarray:
-        return x.ravel() + held @ x.ravel()
-
-    operator = linalg.LinearOperator(held.shape, matvec=shifted, dtype=held.dtype)
-    start = np.random.default_rng(0).standard_normal(n).astype(held.dtype)
-    _, vectors = linalg.eigsh(operator, k=count, which="LA", v0=start, tol=1e-5)
-    return torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1])).to(G)
+    # All of them: clusters apart share an eigenvalue, and Krylov methods miss some of equal ones.
+    return torch.linalg.eigh(G).eigenvectors[:, -count:].flip(1)
 
 
 def kmeans(
@@ -91,13 +76,6 @@ def kmeans(
         warnings.simplefilter("ignore")
         labels = found.fit_predict(rows.double().cpu().numpy())
     return torch.from_numpy(labels.astype(np.int64)).to(vectors.device)
-
-
-def labels_by_count(
-    vectors: Float[Tensor, "n k"], counts: Sequence[int], n_init: int, seed: int
-) -> list[Int[Tensor, " n"]]:
-    """k-means for each number of clusters, on as many of the same eigenvectors."""
-    return [kmeans(vectors, count, n_init, seed) for count in counts]
 
 
 def check_clusters(n_clusters: Any, n: int) -> None:
