@@ -7,6 +7,7 @@ Example:
 """
 
 from spanwise.plots._anomalies import anomaly_scores, contributions
+from spanwise.plots._clusters import cluster_affinity, cluster_spectra, coding_bits
 from spanwise.plots._curves import angles, spectrum
 from spanwise.plots._dynamics import eigenvalues, errors_by_horizon, forecast
 from spanwise.plots._figure import figure, save
@@ -19,6 +20,9 @@ __all__ = [
     "PALETTE",
     "angles",
     "anomaly_scores",
+    "cluster_affinity",
+    "cluster_spectra",
+    "coding_bits",
     "contributions",
     "eigenvalues",
     "errors_by_horizon",
