@@ -26,6 +26,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "spanwise.cli.export:main",
         "a difference as a LoRA, an adapter merged, a folder checked to load",
     ),
+    "detect": ("spanwise.cli.detect:main", "samples that lie outside of normal data, and why"),
+    "decompose": (
+        "spanwise.cli.decompose:main",
+        "components of a symmetric tensor, or of a moment of samples",
+    ),
     "demo": ("spanwise.cli.demo:main", "see it work: three minutes, no download"),
     "list": ("spanwise.cli.methods:list_methods", "the methods of this library, one line each"),
     "show": ("spanwise.cli.methods:show", "one method: claim, paper, entry points, result"),
@@ -42,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Teach": ("train",),
     "Look and combine": ("atlas", "merge", "export"),
+    "Data": ("detect", "decompose"),
     "House": ("demo", "list", "show", "cite", "reproduce", "report", "doctor"),
 }
 

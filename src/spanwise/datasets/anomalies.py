@@ -13,7 +13,7 @@ from spanwise.datasets.resolve import Asset, locate, nearest
 _ORIGIN = (
     "https://raw.githubusercontent.com/Minqi824/ADBench/3dac8221081e/adbench/datasets/Classical/"
 )
-_ADBENCH = {
+ADBENCH = {
     "annthyroid": (
         "2_annthyroid",
         "e738f7c58a8740d2c4aac4c71ff49ce5e1d1aa16f44178135fc9c09df05fad1b",
@@ -93,7 +93,7 @@ _ADBENCH = {
 }
 """Name -> (file, its sha256); the sets of ADBench below 0.8 MB."""
 
-_SAME_SOURCE = {
+SAME_SOURCE = {
     "handwriting": ("mnist", "optdigits", "pendigits", *(f"digit-{digit}" for digit in range(10))),
     "wisconsin": ("breastw", "wbc", "wdbc", "wpbc", "breast-cancer"),
     "landsat": ("landsat", "satellite", "satimage-2"),
@@ -135,9 +135,9 @@ def adbench(name: str) -> AnomalySet:
         Han et al., "ADBench: Anomaly detection benchmark", 2022; licence BSD-2-Clause, the tables
         from UCI, ODDS and other public sources.
     """
-    if name not in _ADBENCH:
-        raise ValueError(f"unknown set {name!r}. {nearest(name, list(_ADBENCH))}")
-    file, sha256 = _ADBENCH[name]
+    if name not in ADBENCH:
+        raise ValueError(f"unknown set {name!r}. {nearest(name, list(ADBENCH))}")
+    file, sha256 = ADBENCH[name]
     asset = Asset(
         path=f"adbench/{file}.npz",
         url=f"{_ORIGIN}{file}.npz",
@@ -168,7 +168,7 @@ def breast_cancer() -> AnomalySet:
 
 
 ANOMALIES: dict[str, Callable[[], AnomalySet]] = {
-    **{name: partial(adbench, name) for name in _ADBENCH},
+    **{name: partial(adbench, name) for name in ADBENCH},
     **{f"digit-{digit}": partial(digit_against_rest, digit) for digit in range(10)},
     "breast-cancer": breast_cancer,
 }
@@ -194,4 +194,4 @@ def load_anomalies(name: str) -> AnomalySet:
 
 def source_of(name: str) -> str:
     """What a set was cut from: sets of one source tell of each other and belong together."""
-    return next((source for source, names in _SAME_SOURCE.items() if name in names), name)
+    return next((source for source, names in SAME_SOURCE.items() if name in names), name)

@@ -58,7 +58,7 @@ def whitener(x: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
 
 
 def gram(
-    kernel: Kernel, gamma: float, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
+    kernel: Kernel | None, gamma: float, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
 ) -> Float[Tensor, "n m"]:
     """The kernel of every row of `a` with every row of `b`.
 
@@ -69,7 +69,7 @@ def gram(
         return a @ b.mT
     if kernel == "rbf":
         return torch.cdist(a, b).square_().mul_(-gamma).exp_()
-    assert callable(kernel)
+    assert callable(kernel)  # `check_options` has seen to it
     found = torch.as_tensor(kernel(a.cpu().numpy(), b.cpu().numpy())).to(a)
     if found.shape != (len(a), len(b)):
         raise ValueError(
@@ -79,14 +79,14 @@ def gram(
     return found
 
 
-def kernel_map(matrix: Float[Tensor, "m m"], n_components: int | None) -> Float[Tensor, "m r"]:
+def kernel_map(matrix: Float[Tensor, "m m"], n_components: float | None) -> Float[Tensor, "m r"]:
     """A with K A the coordinates of the landmarks: A = U L^(-1/2), largest eigenvalue first.
 
     K is not centred, so that a linear kernel gives back linear GODS in the space of the rows.
 
     Args:
         matrix: Kernel matrix K of the landmarks.
-        n_components: How many coordinates at most.
+        n_components: How many coordinates at most, or below 1 the share of the trace to hold.
 
     Raises:
         ValueError: If K is not finite, not symmetric, or has a negative eigenvalue.
@@ -106,6 +106,9 @@ def kernel_map(matrix: Float[Tensor, "m m"], n_components: int | None) -> Float[
             f"to {largest:.1e}. Use another kernel, such as 'rbf'."
         )
     kept = int((values > _SMALL * largest).sum())
-    kept = kept if n_components is None else min(kept, n_components)
+    if n_components is not None and n_components < 1:
+        held = values.flip(0).clamp(min=0).cumsum(0)
+        n_components = int((held < n_components * held[-1]).sum()) + 1
+    kept = kept if n_components is None else min(kept, int(n_components))
     values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
     return (vectors * values.rsqrt()).to(matrix.dtype)

@@ -30,7 +30,7 @@ class Objective:
 
         sum_i [eta - min_j m_j(x_i)]_+^2 + lam sum_i |m(x_i)|^2 + ridge |b|^2
 
-    summed over the classifiers, and with two of them `coupling (|b1 + b2|^2 + 2 tr(W1^T W2))`.
+    summed over the classifiers, and with two of them `coupling (|W1 + W2|^2 + |b1 + b2|^2)`.
     Sums over the data, not means.
     """
 
@@ -72,9 +72,8 @@ class Objective:
         if self.ridge:
             value = value + self.ridge * biases.square().sum(dim=(1, 2))
         if self.coupling:
-            overlap = (frames[:, 0] * frames[:, 1]).sum(dim=(1, 2))
-            gap = biases.sum(dim=1).square().sum(dim=1)
-            value = value + self.coupling * (gap + 2 * overlap)
+            apart = frames.sum(dim=1).square().sum(dim=(1, 2)) + biases.sum(dim=1).square().sum(1)
+            value = value + self.coupling * apart
         return value, (margins, hinges, centre, spread)
 
     def gradient(self, point: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -99,6 +98,7 @@ class Objective:
             by_bias = torch.add(by_bias, biases, alpha=2 * self.ridge)
         by_frame = by_frame.view(*biases.shape, -1).mT
         if self.coupling:
-            by_frame = torch.add(by_frame, frames.flip(1), alpha=2 * self.coupling)
-            by_bias = torch.add(by_bias, biases.sum(dim=1, keepdim=True), alpha=2 * self.coupling)
+            weight = 2 * self.coupling
+            by_frame = torch.add(by_frame, frames.sum(dim=1, keepdim=True), alpha=weight)
+            by_bias = torch.add(by_bias, biases.sum(dim=1, keepdim=True), alpha=weight)
         return by_frame, by_bias

@@ -13,6 +13,7 @@ PAPER: dict[str, Any] = {
     "n_directions": 2,
     "eta": 0.01,
     "lam": 0.001,
+    "coupling": 0.0,
     "scaling": "rows",
     "start": "official",
     "max_iter": 99,
@@ -20,6 +21,10 @@ PAPER: dict[str, Any] = {
     "retries": 0,
 }
 """Those of the released code."""
+
+
+MOST_BY_SHARE = 64
+"""A share of very many features is no more directions than this: steps cost d k^2."""
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -41,8 +46,11 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(
             f"n_directions must be at least 1, or a share of the features in (0, 1], got {k}."
         )
-    if options["n_components"] is not None and options["n_components"] < 1:
-        raise ValueError(f"n_components must be None or at least 1, got {options['n_components']}.")
+    count = options["n_components"]
+    if count is not None and not (0 < count < 1 or (count >= 1 and count == int(count))):
+        raise ValueError(
+            f"n_components must be None, at least 1, or a share in (0, 1), got {count}."
+        )
     for name, strict in (("eta", True), ("lam", False), ("coupling", False), ("tol", False)):
         value = options[name]
         if not 0 <= value < math.inf or (strict and value == 0):
@@ -66,7 +74,7 @@ def check_options(options: dict[str, Any]) -> None:
 def directions(asked: float, d: int) -> int:
     """How many for d features: a count, clipped with a warning, or a share, one at least."""
     if isinstance(asked, float):
-        return max(1, round(asked * d))
+        return max(1, min(round(asked * d), MOST_BY_SHARE))
     if asked > d:
         warnings.warn(
             f"n_directions = {asked} exceeds the {d} features: {d} are used.", stacklevel=4

@@ -1,0 +1,251 @@
+"""`spanwise detect`: samples that lie outside of normal data, and the features that say so."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from spanwise.cli._shared import Terminal, run_verb
+from spanwise.cli._tables import TableOptions, as_array, on_device, read, results, tell_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from spanwise.datasets.tables import Table
+    from spanwise.estimators import GODS
+
+FILES = {
+    "scores.csv": "every sample: score, label, and the features that push it out",
+    "scores.svg": "histogram of the scores beside the threshold",
+    "outlier.svg": "the sample of lowest score, feature by feature",
+    "detector.safetensors": "the fitted detector, for --model or GODS.load",
+    "summary.json": "counts, threshold, and which features push outliers out",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(TableOptions):
+    """Find the samples of a table that lie outside of what is normal, and say why.
+
+    Learns from --train, which should be normal, or else from FILE itself:
+
+      spanwise detect new.csv --train normal.csv --keep id --out found
+
+    A score is how far inside the nearest hyperplane a sample lies, in standard deviations;
+    below the threshold its label is "out". The column "why" names the features that push it out,
+    most first, each with its value and what it adds to the score.
+    """
+
+    train: Path | None = None
+    """Normal samples, with the columns of FILE; without it FILE is learned from as well."""
+    model: Path | None = None
+    """A detector.safetensors of an earlier run, instead of learning."""
+    contamination: float | None = None
+    """Share of the learned samples to leave outside, in (0, 0.5]; 0.01 with --train, else 0.1."""
+    why: int = 3
+    """How many features the column "why" names."""
+    directions: float | None = None
+    """Hyperplanes of either side: a count from 1 up, or a share of the features below 1."""
+    eta: float | None = None
+    """Margin that learned samples should keep."""
+    lam: float | None = None
+    """How strongly hyperplanes are pulled towards the samples."""
+    scaling: Literal["whiten", "standard", "rows"] | None = None
+    """How features are made comparable."""
+
+    def __post_init__(self) -> None:
+        if self.contamination is not None and not 0 < self.contamination <= 0.5:
+            raise ValueError(f"contamination must be in (0, 0.5], got {self.contamination}.")
+        if self.why < 1:
+            raise ValueError(f"why must be at least 1, got {self.why}.")
+        if self.model is not None and self.train is not None:
+            raise ValueError("give --train or --model, not both: a model has learned already.")
+        if self.model is not None and set(self._asked()) - {"contamination"}:
+            raise ValueError(
+                f"{', '.join(self._asked())} cannot be set with --model: it has learned already. "
+                "Leave --model out to learn anew."
+            )
+
+    def _asked(self) -> dict[str, Any]:
+        """Parameters of the detector that were given."""
+        k = self.directions
+        found = {
+            "n_directions": int(k) if k is not None and k >= 1 and k == int(k) else k,
+            "eta": self.eta,
+            "lam": self.lam,
+            "scaling": self.scaling,
+            "contamination": self.contamination,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def main(argv: list[str]) -> int:
+    """Run `spanwise detect`."""
+    return run_verb(DetectOptions, argv, run, prog="spanwise detect")
+
+
+def run(options: DetectOptions, terminal: Terminal) -> None:
+    """Read, learn, judge, tell, write."""
+    import numpy as np
+
+    begun = time.perf_counter()
+    table = read(options, terminal)
+    detector, table, learned = _detector(options, table, terminal)
+    X = on_device(table.values, options.device)
+    scores = as_array(detector.score_samples(X)).astype(float)
+    parts = as_array(detector.explain(X)).astype(float)
+    threshold = float(detector.offset_)
+    outside = scores < threshold
+    reasons = [
+        reason(table.columns, x, part, options.why)
+        for x, part in zip(table.values, parts, strict=True)
+    ]
+    order = np.argsort(scores, kind="stable")
+    summary = {
+        "samples": len(scores),
+        "features": len(table.columns),
+        "learned_from": learned,
+        "threshold": threshold,
+        "outside": int(outside.sum()),
+        "share_outside": float(outside.mean()),
+        "features_that_push_out": _blame(table.columns, parts[outside]),
+        "lowest": [
+            {"row": int(row) + 1, "score": float(scores[row]), "why": reasons[row]}
+            for row in order[:10]
+        ],
+        "detector": {**detector.get_params(), "directions": int(detector.biases_.shape[1])},
+    }
+    _tell(summary, terminal)
+    if options.out is not None:
+        inputs = {"data": table.path}
+        inputs.update({k: v for k in ("train", "model") if (v := getattr(options, k))})
+        with results(options, inputs) as folder:
+            _write(folder, table, detector, scores, outside, reasons, summary)
+            if options.pictures:
+                _draw(folder, table.columns, scores, threshold, parts[order[0]], int(order[0]))
+        tell_files(options.out, terminal, FILES)
+    terminal.say(f"done in {time.perf_counter() - begun:.1f} s")
+    terminal.result(summary)
+
+
+def reason(columns: "Sequence[str]", x: "np.ndarray", parts: "np.ndarray", most: int) -> str:
+    """The features that push a sample out, most first: `name = value (adds)`; "" if none does.
+
+    Example:
+        >>> import numpy as np
+        >>> reason(["a", "b"], np.array([7.0, 1.0]), np.array([-2.5, 0.25]), 3)
+        'a = 7 (-2.5)'
+    """
+    first = sorted(range(len(parts)), key=lambda i: (parts[i], i))[:most]
+    return ", ".join(f"{columns[i]} = {x[i]:.4g} ({parts[i]:.2g})" for i in first if parts[i] < 0)
+
+
+def _detector(
+    options: DetectOptions, table: "Table", terminal: Terminal
+) -> "tuple[GODS, Table, dict[str, Any]]":
+    """The fitted detector, the table with its columns in its order, and what it learned from."""
+    from spanwise.estimators import GODS
+
+    if options.model is not None:
+        detector = GODS.load(options.model)
+        if detector.kernel is not None:
+            raise ValueError(
+                f"{options.model} has a kernel, whose scores no feature explains. Use it in "
+                "Python: GODS.load(path).score_samples(X)."
+            )
+        # By name here; the detector itself is given arrays, which have none.
+        names = vars(detector).pop("feature_names_in_", [])
+        table = _ordered(table, tuple(names), options.model)
+        return detector, table, {"model": str(options.model)}
+    normal = table
+    if options.train is not None:
+        from spanwise.datasets.tables import load_table
+
+        found = load_table(options.train, apart=options.keep, drop=options.drop, key=options.key)
+        normal = _ordered(found, table.columns, table.path)
+        terminal.say(f"{options.train}: {len(normal)} samples to learn from")
+    asked = options._asked()
+    asked.setdefault("contamination", 0.1 if options.train is None else 0.01)
+    detector = GODS(**asked, random_state=options.seed)
+    detector.fit(on_device(normal.values, options.device))
+    return detector, table, {"file": str(normal.path), "samples": len(normal)}
+
+
+def _ordered(table: "Table", names: "tuple[str, ...]", other: Path) -> "Table":
+    """The table with its columns in the order of `names`.
+
+    Raises:
+        ValueError: If it lacks one, or has more.
+    """
+    missing = [name for name in names if name not in table.columns]
+    more = [name for name in table.columns if name not in names]
+    if missing or more:
+        only = ((missing, other), (more, table.path))
+        raise ValueError(
+            f"{table.path} and {other} must have the same features: "
+            + "; ".join(
+                f"{', '.join(found[:5])}{' ...' if len(found) > 5 else ''} only in {path}"
+                for found, path in only
+                if found
+            )
+            + ". Leave columns out with --drop, or keep them beside the result with --keep."
+        )
+    order = [table.columns.index(name) for name in names]
+    return replace(table, values=table.values[:, order], columns=names)
+
+
+def _blame(columns: "Sequence[str]", parts: "np.ndarray") -> dict[str, int]:
+    """Feature -> how many outliers it pushes out most, the most frequent first."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        name = columns[int(part.argmin())]
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _tell(summary: dict[str, Any], terminal: Terminal) -> None:
+    terminal.say(
+        f"{summary['outside']} of {summary['samples']} samples are outside "
+        f"({summary['share_outside']:.1%}; scores below {summary['threshold']:.3g})"
+    )
+    terminal.say()
+    rows = [[low["row"], f"{low['score']:.3g}", low["why"]] for low in summary["lowest"]]
+    terminal.table(["row", "score", "why"], rows, left=["why"], title="Lowest scores:")
+
+
+def _write(
+    folder: Path, table: "Table", detector: "GODS", scores: "np.ndarray", outside: "np.ndarray",
+    reasons: list[str], summary: dict[str, Any],
+) -> None:  # fmt: skip
+    import numpy as np
+
+    from spanwise.datasets.tables import write_table
+    from spanwise.io import write_json
+
+    columns: dict[str, Any] = {"row": list(range(1, len(scores) + 1)), **table.apart}
+    columns |= {
+        "score": scores,
+        "label": ["out" if out else "in" for out in outside],
+        "why": reasons,
+    }
+    write_table(folder / "scores.csv", columns)
+    detector.feature_names_in_ = np.array(table.columns, dtype=object)
+    detector.save(folder / "detector.safetensors")
+    write_json(folder / "summary.json", summary)
+
+
+def _draw(
+    folder: Path, columns: "Sequence[str]", scores: "np.ndarray", threshold: float,
+    parts: "np.ndarray", row: int,
+) -> None:  # fmt: skip
+    from spanwise import plots
+
+    fig, ax = plots.figure()
+    plots.anomaly_scores(ax, scores, threshold=threshold)
+    plots.save(fig, folder / "scores.svg")
+    fig, ax = plots.figure()
+    plots.contributions(ax, parts, columns)
+    ax.set_title(f"Row {row + 1}, score {scores[row]:.3g}")
+    plots.save(fig, folder / "outlier.svg")

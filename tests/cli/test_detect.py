@@ -1,0 +1,113 @@
+"""`spanwise detect` from files to files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from spanwise.cli import main
+from spanwise.cli.detect import FILES
+
+NAMES = ("height", "weight", "age")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Normal samples, and new ones of which the third is 9 heights off."""
+    generator = np.random.default_rng(0)
+    normal, new = generator.normal(size=(60, 3)), generator.normal(size=(8, 3)) / 2
+    new[2] = (9, 0, 0)
+
+    def write(name, rows, first):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("id", *NAMES))
+            writer.writerows((f"{first}{i}", *row) for i, row in enumerate(rows))
+        return str(tmp_path / name)
+
+    return write("new.csv", new, "n"), write("normal.csv", normal, "t")
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_odd_sample_is_out_and_its_feature_is_named(files, tmp_path, capsys):
+    new, normal = files
+    out = tmp_path / "found"
+    assert main(["detect", new, "--train", normal, "--keep", "id", "--out", str(out)]) == 0
+    rows = read(out / "scores.csv")
+    assert list(rows[0]) == ["row", "id", "score", "label", "why"]
+    assert [row["id"] for row in rows] == [f"n{i}" for i in range(8)]
+    assert rows[2]["label"] == "out"
+    assert rows[2]["why"].startswith("height = 9 (-")
+    assert min(rows, key=lambda row: float(row["score"]))["row"] == "3"
+    assert {name for name in FILES if (out / name).exists()} == set(FILES)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["outside"] == sum(row["label"] == "out" for row in rows)
+    assert next(iter(summary["features_that_push_out"])) == "height"
+    assert "of 8 samples are outside" in capsys.readouterr().out
+    # Digests of both files.
+    assert set(json.loads((out / "manifest.json").read_text())["inputs"]) == {"data", "train"}
+
+
+def test_a_saved_detector_judges_as_before_whatever_the_order_of_columns(files, tmp_path):
+    new, normal = files
+    out, again = tmp_path / "found", tmp_path / "again"
+    main(["detect", new, "--train", normal, "--keep", "id", "--out", str(out), "--no-pictures"])
+    rows = read(out / "scores.csv")
+    turned = tmp_path / "turned.csv"
+    held = [dict(row) for row in read(tmp_path / "new.csv")]
+    with turned.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["age", "id", "height", "weight"])
+        writer.writeheader()
+        writer.writerows(held)
+    model = str(out / "detector.safetensors")
+    args = ["detect", str(turned), "--keep", "id", "--model", model, "--out", str(again)]
+    assert main([*args, "--no-pictures"]) == 0
+    assert read(again / "scores.csv") == rows
+
+
+def test_one_file_is_learned_from_and_judged(files, capsys):
+    assert main(["detect", files[1], "--drop", "id", "--contamination", "0.2", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["outside"] == 12
+    assert summary["learned_from"]["samples"] == 60
+    assert len(summary["lowest"]) == 10
+
+
+def test_parameters_are_the_detectors(files, capsys):
+    args = ["detect", files[1], "--drop", "id", "--json", "--lam", "0.5", "--scaling", "standard"]
+    for asked, k in (("2", 2), ("0.67", 2), ("1", 1)):
+        assert main([*args, "--directions", asked]) == 0
+        detector = json.loads(capsys.readouterr().out)["detector"]
+        assert (detector["directions"], detector["lam"]) == (k, 0.5)
+        assert detector["scaling"] == "standard"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--contamination", "0.7"], "contamination must be in (0, 0.5], got 0.7"),
+        (["--why", "0"], "why must be at least 1, got 0"),
+        (["--model", "a", "--train", "b"], "give --train or --model, not both"),
+        (["--model", "a", "--lam", "1"], "lam cannot be set with --model"),
+        (["--train", "none.csv"], "none.csv: No such file"),
+        (["--keep", "idd"], "has no column 'idd'"),
+    ],
+)
+def test_what_cannot_work_is_refused(files, capsys, flags, message):
+    keep = [] if "--keep" in flags else ["--keep", "id"]
+    assert main(["detect", files[0], *keep, *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_other_features_are_named(files, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("id,height,size\na,1,2\nb,2,3\n")
+    assert main(["detect", files[0], "--keep", "id", "--train", str(other)]) == 1
+    assert "size only in" in capsys.readouterr().err
