@@ -120,6 +120,27 @@ class TestUse:
         assert found.predict(X[0, 0], 2).dtype == torch.float32
         assert isinstance(found.hankel_singular_values_, torch.Tensor)
 
+    def test_a_saved_one_forecasts_alike(self, tmp_path, over_specified):
+        X = oscillators()
+        for regressor in (None, MultiKernelRegressor(max_landmarks=50)):
+            model = BalancedReduction(
+                over_specified, 4, horizon=5, prefit=True, reconstructor=regressor
+            ).fit(X)
+            again = BalancedReduction.load(model.save(tmp_path / "model.safetensors"))
+            found, expected = (held.predict(X[:, 0], 3) for held in (again, model))
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+            assert again.estimator.gamma == over_specified.gamma
+            assert not hasattr(again.estimator, "koopman_matrix_")
+
+    def test_another_library_s_regressor_decodes_but_cannot_be_saved(self, tmp_path):
+        from sklearn.linear_model import Ridge
+
+        X = koopman_invariant(10, 8)
+        model = BalancedReduction(EDMD(), 3, reconstructor=Ridge(1e-6)).fit(X)
+        assert model.score(X, horizon=3) > -0.2
+        with pytest.raises(TypeError, match="Ridge cannot be saved: only DMD"):
+            model.save(tmp_path / "model.safetensors")
+
     def test_it_can_be_cloned(self):
         model = BalancedReduction(KernelDMD(gamma=0.3), 5, decay=0.9)
         again = clone(model)

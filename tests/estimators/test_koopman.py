@@ -1,12 +1,14 @@
 """DMD, EDMD and kernel DMD on systems whose spectrum is known, and against each other."""
 
 import warnings
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 
+from conformance.estimators import EstimatorSuite
 from spanwise.datasets.dynamics import koopman_invariant
 from spanwise.estimators import DMD, EDMD, KernelDMD
 from spanwise.estimators._koopman.dictionaries import monomial_count, monomials, thin_plate
@@ -33,6 +35,28 @@ def linear_system(n=4, trajectories=5, steps=20, seed=0):
 
 def spectrum(values):
     return np.sort_complex(np.asarray(values).round(12))
+
+
+SINGLE = {"check_fit2d_predict1d": "predict takes one initial state, (n,), without an axis"}
+
+
+class TestDMDContract(EstimatorSuite):
+    estimator = DMD
+    exceptions: ClassVar[dict[str, str]] = SINGLE
+    options: ClassVar[dict[str, Any]] = {"n_components": 3}
+
+
+class TestEDMDContract(EstimatorSuite):
+    estimator = EDMD
+    exceptions: ClassVar[dict[str, str]] = SINGLE
+    options: ClassVar[dict[str, Any]] = {"observables": "thin_plate", "n_centers": 8}
+
+
+class TestKernelDMDContract(EstimatorSuite):
+    estimator = KernelDMD
+    exceptions: ClassVar[dict[str, str]] = SINGLE
+    options: ClassVar[dict[str, Any]] = {"rank_tol": 1e-4}
+    another_kind = 1e-8
 
 
 class TestKnownSystem:

@@ -1,15 +1,15 @@
 """The multi-kernel regressor between its two limits, and scikit-learn's contract."""
 
 import math
-import warnings
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
-from sklearn.utils.estimator_checks import check_estimator
 
+from conformance.estimators import EstimatorSuite
 from spanwise.estimators import MultiKernelRegressor
 
 
@@ -120,11 +120,12 @@ def test_a_saved_one_predicts_alike(tmp_path):
     np.testing.assert_allclose(again.predict(z), model.predict(z), atol=1e-10)
 
 
-@pytest.mark.slow
-def test_scikit_learns_checks_pass():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check_estimator(MultiKernelRegressor(), on_skip=None)
+class TestContract(EstimatorSuite):
+    estimator = MultiKernelRegressor
+    options: ClassVar[dict[str, Any]] = {"kernel_penalty": 1e-2}
+
+    def fit(self, model, X):
+        return model.fit(X, np.random.default_rng(0).normal(size=(len(X), 2)))
 
 
 class TestBadInput:

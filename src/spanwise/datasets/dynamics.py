@@ -76,7 +76,7 @@ def kuramoto_sivashinsky(
     n_trajectories: int = 1,
     n_steps: int = 600,
     *,
-    length: float = 8 * math.pi,
+    length: float = 22.0,
     n_points: int = 128,
     dt: float = 1.0,
     step: float = 0.1,
@@ -91,7 +91,7 @@ def kuramoto_sivashinsky(
     Args:
         n_trajectories: Independent ones, integrated as one batch.
         n_steps: States kept of each, less one.
-        length: Of the circle.
+        length: Of the circle. 22 is chaotic for good; at 8 pi runs settle into steady cells.
         n_points: Of the grid, even.
         dt: Time between two states, a multiple of `step`.
         step: Of the integration.
@@ -170,7 +170,7 @@ def cylinder_wake(
         n_steps: States kept of each, less one.
         reynolds: Of the diameter and the free stream.
         diameter: In cells; cost grows with its fourth power.
-        dt: Between two states, in units of diameter over free stream; a tenth of a period.
+        dt: Between two states, in diameters over the free stream; a thirteenth of a period.
         settle: Time before the disturbance, in the same units.
         disturbance: Its size, as a share of the free stream.
         seed: Of the disturbances.

@@ -1,5 +1,7 @@
 """`BalancedReduction`: an over-specified EDMD or kernel DMD model on a few coordinates."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import override
 
+from spanwise.estimators._base import Estimator
 from spanwise.estimators._dynamics import Dynamics
 from spanwise.estimators._koopman.linear import LinearDynamics, like
 from spanwise.estimators._trajectories import Trajectories
+from spanwise.estimators.koopman import DMD, EDMD, KernelDMD
+from spanwise.estimators.multi_kernel import MultiKernelRegressor
 from spanwise.linalg.balancing import balance, finite_gramian, gramian_root
 from spanwise.linalg.thin import thin_svd
 
@@ -60,6 +65,7 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
     koopman_matrix_: Any
     decoder_: Any
     encoder_: Any
+    _left_out = ("estimator", "reconstructor")
 
     def __init__(
         self,
@@ -101,7 +107,8 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
         seen = gramian_root(finite_gramian(matrix, decoder, self.horizon, self.decay))
         found = balance(excited, seen, self.n_components)
         self.hankel_singular_values_ = held.back(found.values)
-        self.encoder_, self.lift_ = held.back(found.encode), held.back(found.lift)
+        self.encoder_ = held.back(found.encode.contiguous())
+        self.lift_ = held.back(found.lift.contiguous())
         reduced = found.lift.mT @ matrix @ found.encode
         self.koopman_matrix_, self.decoder_ = held.back(reduced), held.back(found.lift.mT @ decoder)
         self._settle()
@@ -109,6 +116,28 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
             z, states = self._pairs(held, psi @ found.encode, reduced)
             self.reconstructor_ = clone(self.reconstructor).fit(held.back(z), held.back(states))
         return self
+
+    @override
+    def save(self, path: str | Path) -> Path:
+        """Write parameters and fitted attributes, the model's too, as `Estimator.save` does."""
+        check_is_fitted(self)
+        flat = copy.copy(self)
+        for name in ("estimator_", "reconstructor_"):
+            if hasattr(self, name):
+                setattr(flat, name, _described(getattr(self, name)))
+        return Estimator.save(flat, path)
+
+    @classmethod
+    @override
+    def load(cls, path: str | Path, **parameters: Any) -> "BalancedReduction":
+        """Read what `save` wrote; `estimator` and `reconstructor` come back without their fits."""
+        found = super().load(path, **{"estimator": None, "reconstructor": None, **parameters})
+        for name in ("estimator_", "reconstructor_"):
+            if hasattr(found, name):
+                model = _restored(getattr(found, name))
+                setattr(found, name, model)
+                setattr(found, name.removesuffix("_"), clone(model))
+        return found
 
     def _check(self) -> None:
         if not isinstance(self.estimator, LinearDynamics):
@@ -164,3 +193,32 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
     def _jacobian(self, z: Float[Tensor, " d"]) -> Float[Tensor, "d n"]:
         # Of the linear reconstruction, also where another one decodes.
         return like(self.decoder_, z.double())
+
+
+def _described(model: Any) -> dict[str, Any]:
+    """A fitted estimator of ours as a dict of arrays and JSON.
+
+    Raises:
+        TypeError: If it is another library's.
+    """
+    if type(model).__name__ not in KNOWN:
+        raise TypeError(f"{type(model).__name__} cannot be saved: only {', '.join(KNOWN)} can.")
+    fitted = {k: v for k, v in vars(model).items() if k.endswith("_") and not k.startswith("_")}
+    return {
+        "class": type(model).__name__,
+        "parameters": model.get_params(deep=False),
+        "attributes": fitted,
+    }
+
+
+def _restored(held: dict[str, Any]) -> Any:
+    """The inverse of `_described`."""
+    model = KNOWN[held["class"]](**held["parameters"])
+    vars(model).update(held["attributes"])
+    return model
+
+
+KNOWN: dict[str, Any] = {
+    kind.__name__: kind for kind in (DMD, EDMD, KernelDMD, MultiKernelRegressor)
+}
+"""What a file may hold inside of a reduction."""

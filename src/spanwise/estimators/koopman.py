@@ -295,7 +295,8 @@ class KernelDMD(LinearDynamics):
         whole = kernel(x, landmarks)  # once for x and y: most states are both
         own = whole[rows] if len(landmarks) == len(rows) else kernel(landmarks, landmarks)
         projector = whitener(own, self.rank_tol, self.n_components)
-        self.landmarks_, self.projector_ = held.back(landmarks), held.back(projector)
+        self.landmarks_ = held.back(landmarks.contiguous())
+        self.projector_ = held.back(projector.contiguous())
         psi = whole @ projector
         matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol**0.5)
         self._finish(held, matrix, least_squares(psi[rows], x[rows], self.rank_tol**0.5))

@@ -249,7 +249,8 @@ class LRAN(Dynamics):
         def decoded(point: Tensor) -> Tensor:
             return net.decoder(point[None])[0]
 
-        found = torch.func.jacrev(decoded)(z.detach())
+        with torch.enable_grad():
+            found = torch.autograd.functional.jacobian(decoded, z.detach())
         return found.detach().mT * self.scale_
 
     @override

@@ -111,9 +111,9 @@ class MultiKernelRegressor(MultiOutputMixin, RegressorMixin, Estimator):
         intercept = linear[-1] if self.fit_intercept else torch.zeros_like(t[0])
         if targets.ndim == 1:
             coefficients, intercept, dual = coefficients[0], intercept[0], dual[:, 0]
-        self.coef_, self.dual_coef_ = back(coefficients), back(dual)
+        self.coef_, self.dual_coef_ = back(coefficients.contiguous()), back(dual.contiguous())
         self.intercept_ = float(intercept) if targets.ndim == 1 else back(intercept)
-        self.landmarks_ = back(landmarks)
+        self.landmarks_ = back(landmarks.clone())
         return self
 
     @torch.no_grad()

@@ -61,7 +61,9 @@ class LinearDynamics(Dynamics):
         return held, self._shifted(held.states), rows
 
     def _finish(self, held: Trajectories, matrix: Tensor, decoder: Tensor) -> None:
-        self.koopman_matrix_, self.decoder_ = held.back(matrix), held.back(decoder)
+        # Contiguous, so that a saved and loaded model computes the same bits.
+        self.koopman_matrix_ = held.back(matrix.contiguous())
+        self.decoder_ = held.back(decoder.contiguous())
         self._settle()
 
 

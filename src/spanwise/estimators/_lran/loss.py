@@ -1,6 +1,7 @@
 """What a linearly recurrent autoencoder minimises."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -70,19 +71,33 @@ def lran_loss(
         )
     if beta > 0 and steps < 2:
         raise ValueError("the latent part needs windows of at least 2 states, or beta = 0.")
-    if elapsed is None:
-        elapsed = torch.arange(steps, dtype=x.dtype, device=x.device)
-    weights = delta**elapsed
-    weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights = (
+        _weights(delta, steps, x.dtype, x.device) if elapsed is None else _shares(delta**elapsed)
+    )
     relative = (x_hat - x).square().sum(-1) / (x.square().sum(-1) + state_eps)
     reconstruction = (weights * relative).sum(-1).mean()
     if beta == 0:
         return LossParts(reconstruction, reconstruction, torch.zeros_like(reconstruction))
-    later = delta ** (elapsed[..., 1:] - elapsed[..., 1:2])
-    later = later / later.sum(dim=-1, keepdim=True)
+    later = (
+        _weights(delta, steps - 1, x.dtype, x.device)
+        if elapsed is None
+        else _shares(delta ** (elapsed[..., 1:] - elapsed[..., 1:2]))
+    )
     size = z[:, 1:].square().sum(-1) + latent_eps
     latent = (later * ((z_hat - z)[:, 1:].square().sum(-1) / size)).sum(-1).mean()
     return LossParts((reconstruction + beta * latent) / (1 + beta), reconstruction, latent)
+
+
+@lru_cache(maxsize=16)
+def _weights(
+    delta: float, steps: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, " T"]:
+    """delta^t over their sum; nobody may write into it."""
+    return _shares(delta ** torch.arange(steps, dtype=dtype, device=device))
+
+
+def _shares(weights: Float[Tensor, "*batch T"]) -> Float[Tensor, "*batch T"]:
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def check_loss_options(delta: float, beta: float) -> None:

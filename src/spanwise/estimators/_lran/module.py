@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from spanwise.estimators._lran.layers import ELULayers
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
@@ -147,4 +149,4 @@ def _layers(widths: Sequence[int], activation: str, generator: torch.Generator) 
         for held in layer.parameters():
             nn.init.uniform_(held, -(a**-0.5), a**-0.5, generator=generator)
         layers.append(layer)
-    return nn.Sequential(*layers)
+    return ELULayers(*layers) if activation == "elu" else nn.Sequential(*layers)
