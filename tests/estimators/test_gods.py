@@ -50,7 +50,10 @@ def descend(objective, start, **options):
     return riemannian_cg(objective.cost, objective.gradient, start, PAIR, **options)
 
 
-RELEASED = {"n_directions": K, "coupling": 0.0, "scaling": None, "start": "one_sided"}
+RELEASED = {
+    "n_directions": K, "coupling": 0.0, "scaling": None, "start": "one_sided",
+    "contamination": None,
+}  # fmt: skip
 
 
 def fitted(X=None, **options):
@@ -215,6 +218,21 @@ class TestDescent:
         found = formula(data(), torch.from_numpy(model.frames_), torch.from_numpy(model.biases_))
         assert model.objective_ == pytest.approx(found, rel=1e-10)
 
+    def test_without_coupling_the_lower_objective_has_both_frames_in_one_place(self):
+        # F is the same function of both once the second is mirrored: its minima are pairs of equal
+        # frames, and a descent from a slab moves there.
+        x = data(200).numpy()
+        few = {"start": "slab", "max_iter": 400, "eta": 0.5, "lam": 0.1, "n_directions": 3}
+        alone, coupled = (fitted(x, coupling=c, **few) for c in (0.0, 1.0))
+        one, two = mirrored(torch.tensor(alone.frames_), torch.tensor(alone.biases_))
+        objective = Objective(torch.from_numpy(x), 0.5, 0.1)
+        halves = [
+            float(objective.cost((w.expand(1, 2, -1, -1), b.expand(1, 2, -1)))[0])
+            for w, b in zip(one, two, strict=True)
+        ]
+        assert min(halves) <= alone.objective_ * (1 + 1e-12)  # twice one frame is no worse
+        assert np.abs(coupled.frames_[0] - coupled.frames_[1]).max() < 0.2  # the sides of a slab
+
     def test_of_several_starts_keeps_the_lowest(self):
         assert fitted(n_init=4).objective_ <= fitted().objective_ * (1 + 1e-6)
 
@@ -321,6 +339,20 @@ class TestDecision:
         np.testing.assert_array_equal(model.predict(X) == 1, (expected >= 0).all(axis=(1, 2)))
         np.testing.assert_allclose(model.score_samples(X), expected.min(axis=(1, 2)), atol=1e-12)
         np.testing.assert_array_equal(model.decision_function(X), model.score_samples(X))
+
+    def test_of_the_paper_has_its_settings(self):
+        model = GODS.preset("paper", n_directions=5)
+        assert (model.n_directions, model.eta, model.lam, model.coupling) == (5, 0.01, 0.001, 0)
+        assert (model.scaling, model.start, model.contamination) == ("rows", "official", None)
+        assert GODS.preset("tuned").get_params() == GODS().get_params()
+        with pytest.raises(ValueError, match='preset must be "paper" or "tuned", got'):
+            GODS.preset("best")
+
+    def test_of_a_whitened_kernel_finds_what_is_far_from_all(self):
+        x = data(120).numpy()
+        model = GODS(kernel="rbf", n_components=30).fit(x)
+        far = np.concatenate([x[:20], 30 + x[:5]])
+        assert set(model.score_samples(far).argsort()[:5]) == {20, 21, 22, 23, 24}
 
     def test_leaves_the_contamination_outside(self):
         model = fitted(contamination=0.2)

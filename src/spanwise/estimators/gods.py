@@ -66,8 +66,9 @@ class GODS(OutlierMixin, Estimator):
             the kernel's trace; None: all of numerical rank.
         max_landmarks: With more samples than this, the kernel's coordinates come from so many of
             them, drawn at random (Nystrom).
-        contamination: None: a sample is normal if its score is at least 0, the paper's rule. In
-            `(0, 0.5]`: this share of the training data is not.
+        contamination: In `(0, 0.5]`: this share of the training data is left outside. None: a
+            sample is normal if its score is at least 0, the paper's rule, which asks for an eta
+            and lam that fit the data.
         start: Where the descent begins: `"one_sided"`, each classifier from a random frame by
             itself; `"slab"`, on the k smallest principal directions, one frame on each side of
             the data; `"random"`; `"official"`, the released code's, whose one-sided solutions are
@@ -112,15 +113,15 @@ class GODS(OutlierMixin, Estimator):
         self,
         n_directions: float = 0.5,
         *,
-        eta: float = 2.0,
-        lam: float = 1.0,
+        eta: float = 1.0,
+        lam: float = 0.1,
         coupling: float = 1.0,
         scaling: Scaling | None = "whiten",
         kernel: Kernel | None = None,
         gamma: float | None = None,
         n_components: float | None = None,
         max_landmarks: int = 5000,
-        contamination: float | None = None,
+        contamination: float | None = 0.05,
         start: Start = "slab",
         max_iter: int = 50,
         tol: float = 1e-3,

@@ -40,9 +40,9 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "kods": (
         {**_KODS, "widen": 0.5},
         {**_KODS, "widen": 0.2},
-        {**_KODS, "widen": 1.0},
-        {**_KODS, "widen": 0.5, "n_directions": 1.0},
-        {**_KODS, "widen": 0.5, "n_components": 20},
+        {**_KODS, "widen": 0.1},
+        {**_KODS, "widen": 0.05},
+        {**_KODS, "widen": 0.2, "n_components": 100},
     ),
     "released": (
         {**_ALONE, "scaling": "standard", "n_directions": 5, "eta": 0.01, "lam": 0.1},
@@ -52,14 +52,16 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
         {**_ALONE, "scaling": "whiten", "n_directions": 1.0, "eta": 1.0, "lam": 1.0},
     ),
     "ocsvm": (
-        {}, {"nu": 0.1}, {"nu": 0.1, "widen": 0.2}, {"nu": 0.1, "widen": 5.0},
-        {"nu": 0.1, "whiten": True},
+        {}, {"nu": 0.1}, {"nu": 0.1, "widen": 5.0}, {"nu": 0.1, "widen": 20.0},
+        {"nu": 0.1, "widen": 5.0, "whiten": True},
     ),
     "forest": (
-        {}, {"max_samples": 64}, {"max_samples": 1.0}, {"max_features": 0.5}, {"whiten": True},
+        {}, {"max_samples": 64}, {"max_samples": 1.0}, {"whiten": True},
+        {"max_samples": 1.0, "whiten": True},
     ),
     "lof": (
-        {}, {"n_neighbors": 5}, {"n_neighbors": 10}, {"n_neighbors": 50}, {"whiten": True},
+        {}, {"n_neighbors": 5}, {"n_neighbors": 50}, {"whiten": True},
+        {"n_neighbors": 50, "whiten": True},
     ),
     "pca": tuple({"energy": energy} for energy in (0.9, 0.5, 0.7, 0.95, 0.99)),
     "mahalanobis": tuple({"shrink": shrink} for shrink in (None, 0.0, 0.001, 0.01, 0.1)),

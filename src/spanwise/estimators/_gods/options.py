@@ -15,6 +15,7 @@ PAPER: dict[str, Any] = {
     "lam": 0.001,
     "coupling": 0.0,
     "scaling": "rows",
+    "contamination": None,
     "start": "official",
     "max_iter": 99,
     "tol": 0.0,
