@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spanwise.estimators._spm.blocks import BlockTermInfo as BlockTermInfo
     from spanwise.estimators._spm.solve import SymmetricCPInfo as SymmetricCPInfo
     from spanwise.estimators._spm_estimator import SubspacePowerMethod as SubspacePowerMethod
+    from spanwise.estimators._spm_estimator import flattening_values as flattening_values
     from spanwise.estimators._symmetric_btd import symmetric_btd as symmetric_btd
     from spanwise.estimators._symmetric_cp import symmetric_cp as symmetric_cp
     from spanwise.estimators.balanced_reduction import BalancedReduction as BalancedReduction
@@ -53,6 +54,7 @@ _HOMES: dict[str, str] = {
     "coding_bits": "_mlc.rates",
     "coding_rate": "_mlc.rates",
     "image_shifts": "_mlc.views",
+    "flattening_values": "_spm_estimator",
     "lran_loss": "_lran.loss",
     "numerical_rank": "_mlc.metrics",
     "rate_reduction": "_mlc.rates",
@@ -82,6 +84,7 @@ __all__ = [
     "clustering_accuracy",
     "coding_bits",
     "coding_rate",
+    "flattening_values",
     "image_shifts",
     "lran_loss",
     "numerical_rank",

@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spanwise.estimators._arrays import Back, make_generator, to_numpy
+from spanwise.estimators._arrays import Back, make_generator, to_numpy, to_torch
 from spanwise.estimators._base import Estimator
+from spanwise.estimators._moments import moment_flattening
 from spanwise.estimators._spm.moments import Method, solve_moments
 from spanwise.estimators._spm.solve import Options, SymmetricCPInfo
-from spanwise.estimators._symmetric_cp import check_rank, converted, symmetric_cp
+from spanwise.estimators._spm.spectrum import spaces
+from spanwise.estimators._symmetric_cp import (
+    check_rank,
+    checked_tensor,
+    converted,
+    symmetric_cp,
+)
+from spanwise.linalg.symmetric import flatten_symmetric
 
 
 class SubspacePowerMethod(Estimator):
@@ -25,6 +33,7 @@ class SubspacePowerMethod(Estimator):
         component_tol: In noise, 1 - f up to which a maximum is a component.
         max_iter: Power steps of a start at most.
         n_tries: Batches of starts without a component, before the best point is taken.
+        refine: Steps of least squares on the whole tensor afterwards, at most; for noise.
         symmetrize: Whether `fit` decomposes the nearest symmetric tensor.
         force: Warn about a rank above the bound, instead of refusing it.
         random_state: None is seed 0; an integer, or a generator of torch or numpy.
@@ -51,6 +60,7 @@ class SubspacePowerMethod(Estimator):
         component_tol: float = 1e-2,
         max_iter: int = 200,
         n_tries: int = 3,
+        refine: int = 0,
         symmetrize: bool = False,
         force: bool = False,
         random_state: Any = None,
@@ -61,6 +71,7 @@ class SubspacePowerMethod(Estimator):
         self.component_tol = component_tol
         self.max_iter = max_iter
         self.n_tries = n_tries
+        self.refine = refine
         self.symmetrize = symmetrize
         self.force = force
         self.random_state = random_state
@@ -78,6 +89,7 @@ class SubspacePowerMethod(Estimator):
             component_tol=self.component_tol,
             max_iter=self.max_iter,
             n_tries=self.n_tries,
+            refine=self.refine,
             symmetrize=self.symmetrize,
             force=self.force,
             random_state=self.random_state,
@@ -133,8 +145,9 @@ class SubspacePowerMethod(Estimator):
         if noise_variance is not None and noise_variance != "auto" and float(noise_variance) < 0:
             raise ValueError(f"noise_variance must not be negative, got {noise_variance}.")
         options = Options(
-            component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries
-        )
+            component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries,
+            refine=self.refine,
+        )  # fmt: skip
         samples, back = self._samples(X, reset=True)
         d, order, dtype = samples.shape[1], self.order, samples.dtype
         check_rank(self.rank, self.rank_tol, d, order, self.force)
@@ -179,3 +192,46 @@ def _typed(back: Back, dtype: torch.dtype) -> Back:
 
 def _shape(T: Any) -> tuple[int, ...]:
     return to_numpy(torch.as_tensor(T)).shape
+
+
+def flattening_values(
+    data: Any,
+    order: int | None = None,
+    *,
+    cumulant: bool = False,
+    noise_variance: float | str | None = None,
+    symmetrize: bool = False,
+) -> Any:
+    """Eigenvalues of a flattening, largest magnitude first: what `plots.scree` draws.
+
+    Singular values for odd orders. Nothing is decomposed, so that noise and ranks above the bound
+    are no error.
+
+    Args:
+        data: A symmetric tensor, or with `order` samples in rows, `(N, d)`.
+        order: m of the moment of samples, at least 3; None for a tensor.
+        cumulant: Of samples, the cumulant of order 3 or 4 instead.
+        noise_variance: As in `fit_moments`.
+        symmetrize: Take the symmetric tensor nearest to `data`.
+
+    Raises:
+        ValueError: If the tensor or the options are none that can be decomposed.
+    """
+    if order is None:
+        tensor, dtype = checked_tensor(data, symmetrize)
+        rows, columns = spaces(len(tensor), tensor.ndim, tensor.device)
+        M = flatten_symmetric(tensor, rows, columns)
+        back: Back = to_torch if isinstance(data, Tensor) else to_numpy
+    else:
+        if order < 3:
+            raise ValueError(f"order must be at least 3, got {order}.")
+        samples, back = SubspacePowerMethod()._samples(data, reset=True)
+        rows, columns = spaces(samples.shape[1], order, samples.device)
+        dtype = samples.dtype
+        M, _ = moment_flattening(
+            samples.double(), rows, columns, cumulant=cumulant, noise_variance=noise_variance
+        )
+    if rows is not columns:
+        return back(torch.linalg.svdvals(M).to(dtype))
+    values = torch.linalg.eigvalsh(M)
+    return back(values[values.abs().argsort(descending=True)].to(dtype))

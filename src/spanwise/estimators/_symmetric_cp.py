@@ -23,6 +23,7 @@ def symmetric_cp(
     component_tol: float = 1e-2,
     max_iter: int = 200,
     n_tries: int = 3,
+    refine: int = 0,
     symmetrize: bool = False,
     force: bool = False,
     random_state: Any = None,
@@ -44,6 +45,9 @@ def symmetric_cp(
         max_iter: Power steps of a start at most.
         n_tries: Batches of starts without a component, after which the best point is taken with
             a warning.
+        refine: Steps of least squares on ||T - sum w a^m|| afterwards, at most: with noise
+            components come closer, and a wrong one may be set right. 50 are plenty; none are
+            needed without noise.
         symmetrize: Decompose the nearest symmetric tensor, instead of refusing others.
         force: Warn about a rank above the bound, instead of refusing it.
         random_state: Seed of the starts, see `make_generator`; None is 0.
@@ -66,7 +70,9 @@ def symmetric_cp(
         arXiv 1912.04007; Kileel, Klock and Pereira, "Landscape analysis of an improved power
         method for tensor decomposition", 2021.
     """
-    options = Options(component_tol=component_tol, max_iter=max_iter, n_tries=n_tries)
+    options = Options(
+        component_tol=component_tol, max_iter=max_iter, n_tries=n_tries, refine=refine
+    )
     tensor, dtype = checked_tensor(T, symmetrize)
     generator = make_generator(random_state)
     rows, columns = spaces(len(tensor), tensor.ndim, tensor.device)

@@ -86,7 +86,14 @@ def solve_moments(
         def residual(w: Tensor, left: Tensor, right: Tensor) -> float:
             return residual_of_samples(X, w, left, rows)
 
-        return *solve_spectrum(spectrum, options, generator, residual, peak**order), 0.0
+        powers = rows.power(X.mT)
+
+        def through(B: Tensor) -> Tensor:
+            return powers @ (powers.mT @ B) / len(X)
+
+        return *solve_spectrum(
+            spectrum, options, generator, residual, through, peak**order
+        ), 0.0  # fmt: skip
     assert rank is not None
     assert not isinstance(noise_variance, str)
     variance = float(noise_variance or 0.0)
@@ -104,7 +111,10 @@ def solve_moments(
     def estimate(w: Tensor, left: Tensor, right: Tensor) -> float:
         return estimated_residual(moment, w, left, generator)
 
-    return *solve_spectrum(spectrum, options, generator, estimate, peak**order), variance
+    scale = peak**order
+    return *solve_spectrum(
+        spectrum, options, generator, estimate, moment.__matmul__, scale
+    ), variance  # fmt: skip
 
 
 def _chosen(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spanwise.estimators._spm.ascent import Log, polish
 from spanwise.estimators._spm.objective import Objective
+from spanwise.estimators._spm.refine import Times, refine
 from spanwise.estimators._spm.search import search, warn_unreached
 from spanwise.estimators._spm.spectrum import Spectrum, decompose
 from spanwise.linalg.symmetric import SymmetricSpace
@@ -28,6 +29,8 @@ class Options:
     """Power steps of a start at most."""
     n_tries: int = 3
     """Batches of starts without a component, after which the best point is taken."""
+    refine: int = 0
+    """Steps of least squares on the whole tensor afterwards, at most."""
 
     def __post_init__(self) -> None:
         if not 0 < self.component_tol < 1:
@@ -35,6 +38,8 @@ class Options:
         for name in ("max_iter", "n_tries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.refine < 0:
+            raise ValueError(f"refine must be at least 0, got {self.refine}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +102,7 @@ def solve_flattening(
     def residual(w: Tensor, left: Tensor, right: Tensor) -> float:
         return float(torch.addmm(M, left * w, right.mT, alpha=-1).norm() / M.norm())
 
-    return solve_spectrum(spectrum, options, generator, residual, peak)
+    return solve_spectrum(spectrum, options, generator, residual, M.matmul, peak)
 
 
 def solve_spectrum(
@@ -105,6 +110,7 @@ def solve_spectrum(
     options: Options,
     generator: torch.Generator,
     residual: Residual,
+    times: Times,
     scale: float = 1.0,
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], SymmetricCPInfo]:
     """Weights, components and what to tell, of a spectrum.
@@ -114,10 +120,15 @@ def solve_spectrum(
         options: Of the search.
         generator: Of the starts.
         residual: Of weights and left and right powers of the components.
+        times: The flattening times a matrix.
         scale: What weights and eigenvalues are multiplied with.
     """
     w, A, log = _solve(spectrum, options, generator)
     rows, columns = spectrum.rows, spectrum.columns
+    if options.refine and A.shape[1]:
+        w, A, steps = refine(times, rows, columns, A, options.refine)
+        log.newton_steps += steps
+    w, A = _canonical(w, A, columns.order + rows.order)
     left = rows.power(A)
     right = left if rows is columns else columns.power(A)
     info = SymmetricCPInfo(
@@ -136,7 +147,7 @@ def solve_spectrum(
 def _solve(
     spectrum: Spectrum, options: Options, generator: torch.Generator
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], Log]:
-    """Weights and unit components; largest weight first, largest entry of each positive."""
+    """Weights and unit components, and what was done."""
     log = Log()
     A = search(
         spectrum,
@@ -151,8 +162,17 @@ def _solve(
     if not log.exact:
         A = polish(Objective(spectrum.rows, spectrum.V, spectrum.rest), A, log)
     warn_unreached(log, options.component_tol, A.shape[1])
+    return spectrum.weights(A), A, log
+
+
+def _canonical(
+    w: Float[Tensor, " r"], A: Float[Tensor, "d r"], order: int
+) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"]]:
+    """The largest weight first, the largest entry of each component positive."""
+    if not A.shape[1]:
+        return w, A
     peak = A.gather(0, A.abs().argmax(0, keepdim=True)).sign()
     A = A * peak
-    w = spectrum.weights(A)
-    order = w.abs().argsort(descending=True, stable=True)
-    return w[order], A[:, order], log
+    w = w * peak[0] if order % 2 else w
+    heaviest = w.abs().argsort(descending=True, stable=True)
+    return w[heaviest], A[:, heaviest]

@@ -1,0 +1,118 @@
+"""`spanwise decompose` from files to files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from spanwise.cli import main
+from spanwise.cli.decompose import FILES, _largest_gap
+from spanwise.estimators import SubspacePowerMethod
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def factors():
+    g = np.random.default_rng(0)
+    A = g.standard_normal((4, 5))
+    return A / np.linalg.norm(A, axis=0), np.array([3.0, 2.5, -2.0, 1.5, 1.0])
+
+
+@pytest.fixture
+def tensor(factors, tmp_path):
+    A, w = factors
+    np.save(tmp_path / "T.npy", np.einsum("r,ir,jr,kr,lr->ijkl", w, A, A, A, A))
+    return tmp_path / "T.npy"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Mixtures of three uniform sources at two sensors, and a column of names."""
+    g = np.random.default_rng(0)
+    X = g.uniform(-1, 1, (4000, 3)) @ np.array([[1.0, 0.1], [0.3, 1.0], [1.0, -1.0]])
+    with (tmp_path / "signals.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("left", "right", "name"))
+        writer.writerows((*row, f"n{i}") for i, row in enumerate(X))
+    return tmp_path / "signals.csv"
+
+
+def test_a_tensors_components_come_out_with_weights_picture_and_model(
+    tensor, factors, tmp_path, capsys
+):
+    A, w = factors
+    out = tmp_path / "found"
+    assert main(["decompose", str(tensor), "--out", str(out)]) == 0
+    rows = read(out / "components.csv")
+    assert list(rows[0]) == ["component", "weight", "fit", "x0", "x1", "x2", "x3"]
+    np.testing.assert_allclose([float(row["weight"]) for row in rows], w, atol=1e-10)
+    found = np.array([[float(row[f"x{i}"]) for i in range(4)] for row in rows])
+    np.testing.assert_allclose(np.abs((found * A.T).sum(1)), 1, atol=1e-10)
+    assert {name for name in FILES if (out / name).exists()} == set(FILES)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["rank"], summary["order"], summary["dimension"]) == (5, 4, 4)
+    assert summary["residual"] < 1e-10
+    model = SubspacePowerMethod.load(out / "model.safetensors")
+    np.testing.assert_array_equal(model.components_, found)
+    assert "rank 5 in 4 dimensions" in capsys.readouterr().out
+
+
+def test_a_table_is_decomposed_by_its_moment_or_cumulant(table, tmp_path):
+    out = tmp_path / "found"
+    asked = ["decompose", str(table), "--drop", "name", "--cumulant", "--rank", "1", "--json"]
+    asked += ["--component-tol", "0.1", "--refine", "20"]
+    assert main([*asked, "--out", str(out), "--no-pictures"]) == 0
+    assert not (out / "scree.svg").exists()
+    assert list(read(out / "components.csv")[0])[3:] == ["left", "right"]
+    model = SubspacePowerMethod.load(out / "model.safetensors")
+    data = np.array([[float(row["left"]), float(row["right"])] for row in read(table)])
+    expected = SubspacePowerMethod(rank=1, component_tol=0.1, refine=20, random_state=0)
+    expected.fit_moments(data, cumulant=True)
+    np.testing.assert_allclose(model.components_, expected.components_, atol=1e-10)
+    assert json.loads((out / "summary.json").read_text())["what"] == "cumulant of order 4"
+
+
+def test_scree_shows_eigenvalues_and_decomposes_nothing(table, tmp_path, capsys):
+    out = tmp_path / "found"
+    asked = ["decompose", str(table), "--drop", "name", "--scree", "--out", str(out), "--json"]
+    assert main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    values = np.array(found["eigenvalues"])
+    assert len(values) == 3
+    assert (np.diff(np.abs(values)) <= 0).all()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.yaml", "eigenvalues.csv", "manifest.json", "scree.svg", "summary.json",
+    ]  # fmt: skip
+
+
+def test_the_suggested_rank_is_the_largest_gap_above_rounding():
+    assert _largest_gap(np.array([5.0, -4.0, 3.0, 1e-15, 1e-19])) == 3
+    assert _largest_gap(np.array([2.0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["T.npy", "--order", "3"], "is a tensor of order 4.*leave --order out"),
+        (["T.npy", "--cumulant"], "leave --cumulant out"),
+        (["T.npy", "--rank", "9"], "at most 6 generic components"),
+        (["signals.csv", "--drop", "name", "--symmetrize"], "leave --symmetrize out"),
+        (["signals.csv", "--drop", "name", "--order", "2"], "order must be at least 3"),
+        (["signals.csv", "--cumulant", "--noise-variance", "1"], "leave --noise-variance out"),
+        ([], "name the file"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_written(
+    options, message, tensor, table, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["decompose", *options, "--out", "found"]) == 1
+    assert not (tmp_path / "found").exists()
+    import re
+
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
