@@ -18,18 +18,18 @@ class ELULayers(nn.Sequential):
     """`Linear, ELU, Linear, ...` that computes what `nn.Sequential` would, faster."""
 
     @override
-    def forward(self, x: Float[Tensor, "N a"]) -> Float[Tensor, "N b"]:
+    def forward(self, input: Float[Tensor, "N a"]) -> Float[Tensor, "N b"]:
         """Of every row."""
-        parameters = list(self.parameters())
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        return _Layers.apply(x, *parameters)
+            return super().forward(input)
+        return _Layers.apply(input, *self.parameters())
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
     @override
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        ctx, x, *parameters = args
         weights, biases = parameters[::2], parameters[1::2]
         held = [x]
         for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -42,8 +42,8 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @override
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope = grads[0]
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        slope = grad_outputs[0]
         count = len(ctx.saved_tensors) // 2
         held, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         found: list[Tensor | None] = []
