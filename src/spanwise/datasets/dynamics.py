@@ -208,6 +208,11 @@ def cylinder_wake(
             snapshots.append(wake.vorticity(f))
         found.append(torch.stack(snapshots))
     vorticity = torch.stack(found)
+    if not bool(torch.isfinite(vorticity).all()):
+        raise ValueError(
+            f"the flow blew up: {diameter} cells are too few for reynolds = {reynolds}. Raise "
+            "diameter."
+        )
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, {"vorticity": vorticity}, {"asked": json.dumps(asked)})

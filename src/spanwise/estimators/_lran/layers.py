@@ -42,7 +42,7 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @override
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
         slope = grad_outputs[0]
         count = len(ctx.saved_tensors) // 2
         held, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

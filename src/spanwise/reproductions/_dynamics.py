@@ -1,0 +1,225 @@
+"""Three systems, and every way of forecasting them with one knob to tune."""
+
+import hashlib
+import statistics
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from spanwise.datasets import dynamics
+from spanwise.estimators import DMD, EDMD, LRAN, BalancedReduction, KernelDMD
+
+SYSTEMS = {
+    "duffing": "Duffing",
+    "ks": "Kuramoto-Sivashinsky",
+    "wake": "cylinder wake",
+}
+METHODS = {
+    "dmd": "DMD",
+    "edmd": "EDMD",
+    "kdmd": "kernel DMD",
+    "kdmd_cut": "kernel DMD, first d",
+    "balanced": "balanced to d",
+    "lran": "LRAN, d",
+}
+"""All but the first three forecast with the d coordinates of LRAN."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One draw of a system, float64, `(trajectories, T, n)`."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    """For tuning."""
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class System:
+    """What the methods are told about a system."""
+
+    dt: float
+    latent: int
+    """d."""
+    horizon: int
+    """Steps that are judged."""
+    center: bool
+    knobs: Mapping[str, float]
+    """Method -> what a knob of 1 stands for; methods without one are not tuned."""
+    lran: Mapping[str, Any]
+    """Options of LRAN."""
+
+
+def numbers(system: str, size: float) -> System:
+    """The system's settings, at a share of the usual size."""
+    whole = {
+        "duffing": System(
+            dt=0.25, latent=3, horizon=20, center=False,
+            knobs={"edmd": 300, "kdmd": 4.0, "kdmd_cut": 0.5, "balanced": 16, "lran": 4e-3},
+            lran={"hidden": (32, 32), "horizon": 11, "max_steps": 6000, "batch_size": 64},
+        ),
+        "ks": System(
+            dt=1.0, latent=16, horizon=12, center=False,
+            knobs={
+                "dmd": 24, "edmd": 300, "kdmd": 1.0, "kdmd_cut": 0.5, "balanced": 12,
+                "lran": 2e-3,
+            },
+            lran={"hidden": (128, 64), "horizon": 8, "max_steps": 3000, "batch_size": 64},
+        ),
+        "wake": System(
+            dt=4 / 9, latent=8, horizon=26, center=True,
+            knobs={
+                "dmd": 48, "edmd": 100, "kdmd": 0.125, "kdmd_cut": 0.125, "balanced": 24,
+                "lran": 2e-3,
+            },
+            lran={"hidden": (64, 32), "horizon": 14, "max_steps": 1500, "batch_size": 32},
+        ),
+    }[system]  # fmt: skip
+    if size == 1:
+        return whole
+    steps = max(20, round(size * whole.lran["max_steps"]))
+    return replace(whole, lran={**whole.lran, "max_steps": steps})
+
+
+@cache
+def draw(system: str, seed: int, size: float) -> Data:
+    """Training, validation and test trajectories of one seed.
+
+    There are five wakes. Seeds below 100 tune on the first two; the others judge on the last
+    three, of which one is forecast and two train.
+    """
+    if system == "duffing":
+        count = max(50, round(600 * size))
+        train = dynamics.duffing(count, 10, seed=3 * seed)
+        rest = [dynamics.duffing(200, 20, seed=3 * seed + k) for k in (1, 2)]
+        return Data(train, *rest)
+    if system == "ks":
+        length = max(60, round(500 * size))
+        runs = dynamics.kuramoto_sivashinsky(8, length, n_points=64, seed=seed)
+        return Data(runs[:6], runs[6:7], runs[7:])
+    if size < 1:
+        wakes = dynamics.cylinder_wake(5, 40, diameter=6, reynolds=40, settle=10.0, cache=False)
+    else:
+        wakes = dynamics.cylinder_wake(5, 200)
+    flat = wakes.reshape(*wakes.shape[:2], -1).astype(np.float64)
+    if seed < 100:
+        return Data(flat[:1], flat[1:2], flat[1:2])
+    test = 2 + seed % 3
+    return Data(flat[[k for k in (2, 3, 4) if k != test]], flat[1:2], flat[test : test + 1])
+
+
+def digest(size: float) -> str:
+    """Of the first states that seed 0 draws; the generators are our own code."""
+    found = hashlib.sha256()
+    for system in SYSTEMS:
+        data = draw(system, 0, size)
+        found.update(np.round(data.train[:, :2].astype(np.float32), 4).tobytes())
+    return found.hexdigest()
+
+
+def estimator(method: str, system: System, knob: float, seed: int) -> Any:
+    """A method with its knob set, as a multiple of what is usual."""
+    common = {"center": system.center, "dt": system.dt}
+    value = system.knobs.get(method, 1.0) * knob
+    if method == "dmd":
+        rank = max(1, round(value)) if "dmd" in system.knobs else None
+        return DMD(rank, **common)
+    if method == "edmd":
+        return EDMD("thin_plate", n_centers=round(value), rank_tol=1e-8, random_state=seed,
+                    **common)  # fmt: skip
+    if method == "lran":
+        return LRAN(system.latent, lr=value, dt=system.dt, random_state=seed, **system.lran)
+    cut = system.latent if method == "kdmd_cut" else None
+    if method == "balanced":
+        raise ValueError("balanced reductions begin from a tuned kernel DMD: see `fitted`.")
+    return KernelDMD(
+        max_landmarks=600, rank_tol=1e-8, n_components=cut, gamma=None if value == 0 else value,
+        **common,
+    )  # fmt: skip
+
+
+def fitted(
+    method: str, system: System, train: np.ndarray, knobs: Mapping[str, float], seed: int
+) -> Any:
+    """A fitted method. Kernel widths are multiples of 1 / (n variance).
+
+    Args:
+        method: One of `METHODS`.
+        system: The system's settings.
+        train: Trajectories.
+        knobs: Its own knob, and for `balanced` that of `kdmd`.
+        seed: Of whatever is random in it.
+    """
+    width = 1 / (train.shape[-1] * train.var())
+    if method in ("kdmd", "kdmd_cut"):
+        made = estimator(method, system, knobs[method], seed)
+        return made.set_params(gamma=made.gamma * width).fit(train)
+    if method == "balanced":
+        inner = estimator("kdmd", system, knobs["kdmd"], seed)
+        inner.set_params(gamma=inner.gamma * width)
+        steps = max(1, round(system.knobs["balanced"] * knobs["balanced"]))
+        return BalancedReduction(inner, system.latent, horizon=steps).fit(train)
+    made = estimator(method, system, knobs.get(method, 1.0), seed)
+    if method != "lran":
+        return made.fit(train)
+    with warnings.catch_warnings():
+        # A bad rate is a bad candidate; its score says so.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        return made.fit(train.astype(np.float32))
+
+
+def judged(
+    method: str, name: str, knobs: Mapping[str, float], seed: int, size: float, *, tuning: bool
+) -> dict[str, Any]:
+    """Fit on the training trajectories and forecast others: errors by horizon, and their mean."""
+    system, data = numbers(name, size), draw(name, seed, size)
+    train, other = data.train, data.validation if tuning else data.test
+    begun = time.process_time()
+    model = fitted(method, system, train, knobs, seed)
+    seconds = time.process_time() - begun
+    if method == "lran":
+        other = other.astype(np.float32)
+    errors = [float(e) for e in model.errors_by_horizon(other, system.horizon)]
+    finite = bool(np.isfinite(errors).all())
+    row: dict[str, Any] = {
+        "error": statistics.fmean(errors[1:]) if finite else None,
+        "errors": errors if finite else None,
+        "rank": len(model.eigenvalues_),
+        "spectral_radius": model.spectral_radius_,
+        "fit_seconds": seconds,
+    }
+    if name == "duffing" and method == "lran" and finite:
+        row.update(duffing_facts(model, data))
+    return row
+
+
+def duffing_facts(model: LRAN, data: Data) -> dict[str, float]:
+    """What the eigenfunctions of a Duffing model say.
+
+    Its eigenfunction of the rate nearest to 0 is split midway between its 10 and 90 % quantiles
+    over the training states, without labels; either side is called one attractor.
+    """
+    rates = np.asarray(model.continuous_eigenvalues_)
+    slow = int(np.abs(rates).argmin())
+    starts = dynamics.duffing(2000, 1, seed=round(1e6 * abs(data.test[0, 0, 0])))[:, 0]
+    phi = [
+        np.asarray(model.eigenfunctions(part.astype(np.float32)))[..., slow].real
+        for part in (data.train, starts)
+    ]
+    low, high = np.quantile(phi[0], [0.1, 0.9])
+    guess = np.where(phi[1] > (low + high) / 2, 1, -1)
+    share = float((guess == dynamics.duffing_attractor(starts)).mean())
+    pair = complex(-0.25, 1.3919)
+    return {
+        "slow_rate": float(np.abs(rates[slow])),
+        "basin_accuracy": 100 * max(share, 1 - share),
+        "pair_distance": float(np.abs(rates - pair).min()),
+    }
