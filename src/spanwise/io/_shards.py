@@ -100,8 +100,13 @@ class ShardFile:
             dtype, shape = shard.entries[name]
             place += math.prod(shape) * dtype.itemsize
         self._stream = self._staged.open("xb", buffering=0)
-        self._stream.write(header)
-        self._stream.truncate(place)
+        try:
+            with self._named():
+                self._stream.write(header)
+                self._stream.truncate(place)
+        except BaseException:
+            self.discard()
+            raise
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write a tensor to its place.
@@ -116,10 +121,11 @@ class ShardFile:
                 f"{(tensor.dtype, tuple(tensor.shape))}."
             )
         data, place = tensor_bytes(tensor), self._places.pop(name)
-        self._stream.seek(place)
-        done = 0
-        while done < len(data):  # one call moves at most 2 GiB
-            done += self._stream.write(data[done : done + 2**30]) or 0
+        with self._named():
+            self._stream.seek(place)
+            done = 0
+            while done < len(data):  # one call moves at most 2 GiB
+                done += self._stream.write(data[done : done + 2**30]) or 0
 
     def close(self) -> None:
         """Sync the file and give it its name.
@@ -129,8 +135,9 @@ class ShardFile:
         """
         if self._places:
             raise ValueError(f"{self.shard.file} still lacks {next(iter(self._places))!r}.")
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with self._named():
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         os.replace(self._staged, self._target)
         _sync(self._target.parent)
 
@@ -138,6 +145,16 @@ class ShardFile:
         """Delete what was written, unless it is whole."""
         self._stream.close()
         self._staged.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file it was: what a failed write raises does not."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise type(error)(error.errno, error.strerror, str(self._target)) from error
 
 
 class SharedFolder:
@@ -197,12 +214,14 @@ class SharedFolder:
             if self._whole(shard):
                 self._release(shard.file)
                 continue
-            file = ShardFile(self.staging, shard, self.metadata)
+            file = None
             try:
+                file = ShardFile(self.staging, shard, self.metadata)
                 with _signs_of_life(self._claim_of(shard.file)):
                     yield file
             finally:
-                file.discard()
+                if file is not None:
+                    file.discard()
                 self._release(shard.file)
 
     def finish(self, complete: Callable[[Path], None]) -> bool:
