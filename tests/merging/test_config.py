@@ -230,7 +230,7 @@ def test_what_is_not_there_is_told(zoo, tmp_path):
         locate("own/name")
     with pytest.raises(TypeError, match="models must be a sequence"):
         plan_folders(zoo / "base", str(zoo / "a"), "linear")
-    with pytest.raises(ValueError, match=r"has shape|vocabularies differ"):
+    with pytest.raises(ValueError, match="more has a vocabulary of 66 tokens"):
         plan_folders(zoo / "base", [zoo / "more"], "linear")
     assert not (tmp_path / "out").exists()
 

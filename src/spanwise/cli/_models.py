@@ -32,16 +32,35 @@ def model_path(spec: str) -> str:
     return spec
 
 
-def check_different(specs: Sequence[str]) -> None:
-    """Raise `ValueError` if one model is named twice: it would count twice, or be its own base."""
+def atlas_path(path: Path, model: str) -> Path:
+    """An atlas's file.
+
+    Raises:
+        FileNotFoundError: If it is not there; the message tells how to make one.
+        ValueError: If it is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name an atlas, such as know.atlas.safetensors.")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no atlas at {path}. Make one: spanwise atlas extract {model} --data old.txt --out "
+            f"{path}"
+        )
+    return path
+
+
+def check_different(specs: Sequence[str], hint: str = "") -> None:
+    """Raise `ValueError` if one model is named twice: it would count twice, or be its own base.
+
+    Args:
+        specs: Models as they were named.
+        hint: What else one may have meant, the end of a sentence.
+    """
     seen: dict[Path | str, str] = {}
     for spec in specs:
         path = Path(spec).expanduser()
         place = path.resolve() if path.exists() else spec
         if place in seen:
             also = "" if seen[place] == spec else f", also as {seen[place]}"
-            raise ValueError(
-                f"{spec} is named twice{also}: name each model once, and let --weight say how much "
-                "it counts."
-            )
+            raise ValueError(f"{spec} is named twice{also}: name each model once{hint}.")
         seen[place] = spec

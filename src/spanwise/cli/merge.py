@@ -4,11 +4,12 @@ import inspect
 import shlex
 import time
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.cli import dispatch
-from spanwise.cli._models import check_different, model_path
+from spanwise.cli._models import atlas_path, check_different, model_path
 from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Interrupted, Terminal, check_device, run_verb
 from spanwise.merging.config import MergeConfig
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> int:
     """Parse the options and merge, or run `spanwise merge VERB`."""
     if argv and argv[0] in VERBS and not _is_model(Path(argv[0])):
         return dispatch(VERBS, argv, prog="spanwise merge")
+    if argv and not Path(argv[0]).exists() and get_close_matches(argv[0], VERBS, n=1, cutoff=0.8):
+        return dispatch(VERBS, argv, prog="spanwise merge")  # says which one it may be
     return merge(argv)
 
 
@@ -83,14 +86,15 @@ def prepared(config: MergeConfig) -> "MergePlan":
 
     check_device(config.device)
     avoid, within = (
-        None if path is None else Atlas.load(path) for path in (config.avoid, config.within)
+        None if path is None else Atlas.load(atlas_path(path, config.models[0]))
+        for path in (config.avoid, config.within)
     )
     shared: dict[str, Any] = {
         "avoid": avoid, "within": within, "device": config.device, "seed": config.seed,
     }  # fmt: skip
     if config.recipe is not None:
         return plan_config(config.recipe, **shared)
-    check_different(config.models)
+    check_different(config.models, ", and let --weight say how much it counts")
     base, *models = (spec if spec == "none" else model_path(spec) for spec in config.models)
     dtype = config.out_dtype
     return plan_folders(

@@ -15,6 +15,8 @@ from spanwise.cli._shared import Terminal, check_device, run_verb
 if TYPE_CHECKING:
     from spanwise.merging._sources import Source
 
+_REMEDY = "Rows of different tokens cannot be compared: compare models of one vocabulary."
+
 FILES = ("diagnosis.json", "diagnosis.svg")
 """What is written into `--out`."""
 
@@ -67,8 +69,9 @@ class DiagnoseOptions:
     """Where to compute."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}.")
+        for name in ("workers", "memory"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.rank is not None and self.energy is not None:
             raise ValueError("give --rank or --energy, not both.")
 
@@ -147,7 +150,7 @@ def opened(paths: Sequence[str]) -> tuple["Source", dict[str, "Source"], list[st
 
     check_different(paths)
     base, *models = (Reference(model_path(path)) for path in paths)
-    shelf = Shelf(base, models)
+    shelf = Shelf(base, models, remedy=_REMEDY)
     root = shelf.model(base, "base", None)
     labels = short_names([reference.path for reference in models])
     named = {

@@ -16,7 +16,7 @@ from typing_extensions import override
 from spanwise.errors import CorruptFileError
 from spanwise.io._header import NAMES, Slot, read_header
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SINGLE = (
     "model.safetensors",
     "adapter_model.safetensors",
@@ -244,7 +244,7 @@ def open_tensors(source: "str | Path | Mapping[str, Tensor]") -> TensorReader:
         raise FileNotFoundError(2, "No safetensors file or folder", str(path))
     if path.name.endswith(".index.json"):
         return _sharded(path)
-    if path.suffix in _PICKLED:
+    if path.suffix in PICKLED:
         raise ValueError(
             f"{path} is a pickled checkpoint, which runs code when it is read. Load it with "
             "torch.load(..., weights_only=True) and save it with spanwise.io.save_tensors."
@@ -270,8 +270,16 @@ def _in_folder(folder: Path) -> Path:
     if found:
         names = ", ".join(path.name for path in found[:4])
         raise ValueError(f"{folder} holds several safetensors files ({names}): name one of them.")
-    pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLED]
-    hint = f" {pickled[0]} is pickled: convert it to safetensors first." if pickled else ""
+    inside = sorted(folder.iterdir())
+    pickled = [path.name for path in inside if path.suffix in PICKLED]
+    below = [path for path in inside if path.is_dir() and any(path.glob("*.safetensors"))]
+    if pickled:
+        hint = f" {pickled[0]} is pickled: convert it to safetensors first."
+    elif below:
+        best = next((path for path in below if path.name == "model"), below[-1])
+        hint = f" Did you mean {best}?"
+    else:
+        hint = " A model's folder has model.safetensors, or shards and their index."
     raise ValueError(f"{folder} holds no safetensors file.{hint}")
 
 

@@ -53,7 +53,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, got a {type(data).__name__}.")
+        kind = {list: "a list", str: "text"}.get(type(data), "a single value")
+        raise ValueError(f"{path} must hold `key: value` lines, got {kind}.")
     return {str(key): value for key, value in data.items()}
 
 

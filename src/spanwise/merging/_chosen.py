@@ -71,9 +71,10 @@ class Chosen:
                     skipped[f"{found.name}::{GRADIENT_GRAM}"] = "vocabulary by vocabulary"
         singly = BLOCK_FISHER in kinds or (DIAG_FISHER in kinds and others)
         if not maps and not (singly and tensors):
+            names = [found.name for found in linear_maps(model)][:3]
             raise ValueError(
                 f"no linear map is left with modules = {modules}, exclude = {tuple(exclude)}: "
-                f"the model's tensors are {', '.join(list(tensors)[:4]) or 'others'}."
+                f"the model's begin with {', '.join(names) or 'none at all'}."
             )
         layouts = {m.name: m.layout for m in linear_maps(model, embeddings=True)}
         return cls(

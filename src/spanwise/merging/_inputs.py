@@ -36,8 +36,8 @@ def _check_same(reference: Source, source: Source) -> None:
         lacks, more = sorted(here - there), sorted(there - here)
         parts = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} more"] * bool(more)
         raise ValueError(
-            f"{source.label} and {reference.label} are not the same architecture: {source.label} "
-            f"{' and '.join(parts)}. Merge copies of one model."
+            f"{_called(source)} and {_called(reference)} are not the same architecture: "
+            f"{source.label} {' and '.join(parts)}. Merge copies of one model."
         )
     for name in reference:
         a, b = reference.shape(name), source.shape(name)
@@ -45,13 +45,20 @@ def _check_same(reference: Source, source: Source) -> None:
             hint = (
                 " Their vocabularies differ: give both the same tokens first (tokenizer)."
                 if len(a) == 2 and a[1:] == b[1:] and a[0] > 1000
-                else ""
+                else " Merge copies of one model."
             )
             raise ValueError(
-                f"{name!r} has shape {a} in {reference.label} and {b} in {source.label}.{hint}"
+                f"{name!r} has shape {a} in {_called(reference)} and {b} in {_called(source)}."
+                f"{hint}"
             )
 
 
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(n) for n in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} others"
+
+
+def _called(source: Source) -> str:
+    """A model by what it is in the merge, and by its folder's name where that says more."""
+    name = source.label if source.place is None else source.place.name
+    return source.label if name == source.label else f"{source.label} ({name})"

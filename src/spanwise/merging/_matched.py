@@ -27,8 +27,9 @@ def opened_stats(
     if given is None:
         if kinds:
             raise ValueError(
-                f"this method needs statistics of each model's data ({', '.join(kinds)}): give "
-                "stats=[collect_stats(model, dataloader), ...], one for each model."
+                f"this method needs statistics of each model's data ({', '.join(kinds)}): collect "
+                "them (`spanwise merge stats`, collect_stats) and give --stats or stats=[...], one "
+                "for each model."
             )
         return []
     if not kinds:

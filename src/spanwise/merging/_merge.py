@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spanwise.atlas import Atlas
+from spanwise.merging._fits import check_included
 from spanwise.merging._inputs import open_inputs
 from spanwise.merging._job import Job
 from spanwise.merging._keep import Keeper
@@ -178,6 +179,7 @@ def prepare(
         keeper=keeper,
         stats=held,
     )
+    check_included(job)
     check_stats(held, inputs, job.names, chosen.kinds())
     return job
 

@@ -85,6 +85,7 @@ _TOP = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
+_PARAMETERS = {"lambda", *(key for own in (*SHARED.values(), *_OWN.values()) for key in own)}
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -92,11 +93,24 @@ def read_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     """A configuration, checked as far as it can be without opening a model.
 
     Raises:
-        ValueError: If a key, a parameter or a method is unknown, missing or unsupported.
+        ValueError: If a key, a parameter or a method is unknown, missing or unsupported; the
+            message names the file.
     """
-    held = read_yaml(source) if isinstance(source, (str, Path)) else dict(source)
+    if not isinstance(source, (str, Path)):
+        return _recipe(source)
+    held = read_yaml(source)
+    try:
+        return _recipe(held)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _recipe(held: Mapping[str, Any]) -> Recipe:
     if "modules" in held:
         raise ValueError("modules (models of several modules) is not supported: use models.")
+    for key in held:
+        if key not in _TOP and key in _PARAMETERS:
+            raise ValueError(f"{key} belongs under parameters, not beside them.")
     known("", held, _TOP)
     name = held.get("merge_method")
     if not isinstance(name, str):
@@ -160,7 +174,8 @@ class _Reader:
         self._check_keys(own, f"{where}.parameters", (*self.whole, *self.own))
         key = "sources" if ranged else "models"
         portions: list[tuple[Portion, Mapping[str, Any]]] = []
-        for index, entry in enumerate(entries(held.get("sources"), f"{where}.sources")):
+        listed = f"{where}.sources" if ranged else where
+        for index, entry in enumerate(entries(held.get("sources"), listed)):
             place = f"{where}.{key}[{index}]" if ranged else f"{where}[{index}]"
             portions.append(self._portion(entry, place, ranged=ranged))
         spans = {p.layers and p.layers[1] - p.layers[0] for p, _ in portions}
@@ -171,6 +186,8 @@ class _Reader:
     def _portion(
         self, entry: Any, where: str, *, ranged: bool
     ) -> tuple[Portion, Mapping[str, Any]]:
+        if isinstance(entry, str):
+            raise ValueError(f"{where} must be a mapping: write `- model: {entry}`.")
         entry = mapping(entry, where)
         known(where, entry, ("model", "parameters", "layer_range" if ranged else "stats"))
         model = reference(entry.get("model"), f"{where}.model")

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.io import TensorReader
-from spanwise.io._reader import ReaderAround
+from spanwise.io._reader import PICKLED, ReaderAround
 from spanwise.lora import Adapter
 from spanwise.merging._parts import LAYER_KEYS
 from spanwise.merging._sources import whole_tensors
@@ -77,10 +77,12 @@ def locate(path: str, revision: str | None = None, beside: Path | None = None) -
 
     Raises:
         FileNotFoundError: If nothing is there.
+        ValueError: If it is a file of another kind.
     """
     plain = Path(path).expanduser()
     for candidate in (plain, *([beside / plain] if beside is not None else [])):
         if candidate.exists():
+            _check_kind(candidate, path)
             return candidate
     hint = _nearby(plain)
     if path.count("/") == 1 and not path.startswith((".", "~", "/")):
@@ -92,6 +94,16 @@ def locate(path: str, revision: str | None = None, beside: Path | None = None) -
             if "did you mean" not in hint:
                 hint = f" nor in the hub's cache: hf download {path}"
     raise FileNotFoundError(2, f"No model there{hint}", path)
+
+
+def _check_kind(place: Path, path: str) -> None:
+    """Raise `ValueError` for a file that cannot hold a model's weights."""
+    known = (".safetensors", ".safetensors.index.json")
+    if place.is_file() and place.suffix not in PICKLED and not place.name.endswith(known):
+        raise ValueError(
+            f"{path} is a file, but no .safetensors: name a model's folder, or its .safetensors "
+            "file."
+        )
 
 
 def _nearby(path: Path) -> str:
@@ -162,12 +174,15 @@ def check_configs(
     return notes
 
 
-def check_tokens(models: Sequence[tuple[str, Mapping[str, int] | None]], rows: int) -> list[str]:
+def check_tokens(
+    models: Sequence[tuple[str, Mapping[str, int] | None]], rows: int, remedy: str
+) -> list[str]:
     """Compare tokenizers with the first one, where no vocabulary was asked for.
 
     Args:
         models: (Name, token -> id or None without a tokenizer).
         rows: Rows of the embeddings.
+        remedy: What to do where they differ, a sentence.
 
     Returns:
         What differs without spoiling a merge.
@@ -187,8 +202,7 @@ def check_tokens(models: Sequence[tuple[str, Mapping[str, int] | None]], rows: i
             token, number = other[0]
             raise ValueError(
                 f"the tokenizers of {name} and {first} differ in {len(other)} tokens: row {number} "
-                f"is {token!r} in {name} and {token_of[number]!r} in {first}. Choose one with "
-                "tokenizer: base, union, or a folder."
+                f"is {token!r} in {name} and {token_of[number]!r} in {first}. {remedy}"
             )
         more = [token for token in ids if token not in root]
         if more:
@@ -198,6 +212,23 @@ def check_tokens(models: Sequence[tuple[str, Mapping[str, int] | None]], rows: i
                 f"{first}: tokenizer {name!r} or 'union' would keep them"
             )
     return notes
+
+
+def check_rows(configs: Sequence[tuple[str, Mapping[str, Any]]], remedy: str) -> None:
+    """Raise `ValueError` if vocabularies are of different sizes, by the configurations.
+
+    Args:
+        configs: (Name, configuration); those without a size are passed over.
+        remedy: What to do, a sentence.
+    """
+    sizes = [(n, text_part(c).get("vocab_size")) for n, c in configs]
+    known = [(name, size) for name, size in sizes if isinstance(size, int)]
+    for name, size in known[1:]:
+        first, own = known[0]
+        if size != own:
+            raise ValueError(
+                f"{name} has a vocabulary of {size} tokens, {first} one of {own}. {remedy}"
+            )
 
 
 def has_tokenizer(folder: Path) -> bool:

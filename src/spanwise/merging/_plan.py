@@ -14,6 +14,7 @@ import torch
 from spanwise.atlas import Atlas
 from spanwise.io import plan_shards, write_json
 from spanwise.io.configs import to_plain
+from spanwise.merging._fits import check_filters, check_word, unmatched
 from spanwise.merging._folder import Watch, Written, merge_to_folder, sources_of
 from spanwise.merging._job import Job
 from spanwise.merging._matched import stats_files
@@ -23,7 +24,7 @@ from spanwise.merging._methods._method import Method
 from spanwise.merging._open import has_tokenizer, read_config, text_part
 from spanwise.merging._parts import Parts, SliceDepths, layer_slice, layered_config
 from spanwise.merging._recipe import Portion, Recipe, Reference, Slice, Tokens
-from spanwise.merging._schedule import Depths, Schedule
+from spanwise.merging._schedule import Depths
 from spanwise.merging._shelf import Shelf
 from spanwise.merging._sources import Source
 from spanwise.merging._unchanged import told, unchanged
@@ -135,18 +136,20 @@ def plan_folders(
     root = None if base is None else Reference(str(base))
     references = {label: Reference(str(path)) for label, path in named.items()}
     source = tokenizer if tokenizer in (None, "base", "union") else Reference(str(tokenizer))
+    if isinstance(source, Reference):
+        check_word(source.path)
     tokens = None if source is None else Tokens(source)
     shelf = Shelf(root, list(references.values()), tokens=tokens)
     opened = None if root is None else shelf.model(root, "base", None)
     sources = {label: shelf.model(ref, label, opened) for label, ref in references.items()}
     job = prepare(opened, sources, method, out_dtype=out_dtype, **options)
-    _check_filters(job)
+    check_filters(job)
     first = shelf.folder
     name = method if isinstance(method, str) else type(method).__name__
     return MergePlan(
         method=name,
         parts=Parts((job,), out_dtype, first),
-        notes=(*shelf.notes, *_idle(job)),
+        notes=(*shelf.notes, *unmatched(job), *_idle(job)),
         complete=_Finish(shelf, None, None),
         more={
             "tokenizer": None if tokens is None else str(tokens.source),
@@ -165,6 +168,8 @@ def plan_config(
 ) -> MergePlan:
     """A merge that a mergekit configuration describes, checked; see `merge_config`."""
     recipe = read_recipe(source)
+    if recipe.tokens is not None and isinstance(recipe.tokens.source, Reference):
+        check_word(recipe.tokens.source.path)
     beside = Path(source).parent if isinstance(source, (str, Path)) else None
     shelf = Shelf(
         recipe.base, recipe.references, tokens=recipe.tokens, beside=beside, sliced=recipe.sliced
@@ -326,7 +331,7 @@ def _job(
     span = part.models[0].layers
     count = Depths.of(job.inputs.names).layers if span is None else span[1] - span[0]
     job = replace(job, depths=SliceDepths(count, offset))
-    _check_filters(job)
+    check_filters(job)
     return job
 
 
@@ -334,20 +339,6 @@ def _idle(job: Job) -> list[str]:
     """A note of models that add nothing."""
     found = unchanged(job.inputs)
     return [told(found)] if found else []
-
-
-def _check_filters(job: Job) -> None:
-    """Raise `ValueError` if a parameter has no value at some tensor."""
-    schedules = {key: list(held) for key, held in job.per_model.items()}
-    for key in ("t",):
-        if hasattr(job.method, key):
-            schedules[key] = [Schedule(key, getattr(job.method, key))]
-    for key, held in schedules.items():
-        for name in job.names:
-            if any(schedule(name, 0.0) is None for schedule in held):
-                raise ValueError(
-                    f"no filter of {key} fits {name!r}: add an entry without a filter."
-                )
 
 
 def _marks(stats: Any) -> list[Any]:

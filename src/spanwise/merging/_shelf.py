@@ -10,6 +10,7 @@ from spanwise.lora import Adapter, is_adapter, open_adapter
 from spanwise.merging._open import (
     Applied,
     check_configs,
+    check_rows,
     check_tokens,
     locate,
     read_config,
@@ -18,6 +19,11 @@ from spanwise.merging._open import (
 from spanwise.merging._recipe import Reference, Tokens
 from spanwise.merging._sources import AdapterSource, Source, open_source
 from spanwise.merging._vocabulary import Member, Vocabulary, choose, read_ids, rewritten, tables
+
+CHOOSE = (
+    "Say which vocabulary the result gets, --tokenizer base, union or a folder (in a "
+    "configuration: tokenizer)."
+)
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Shelf:
         tokens: The vocabulary that is asked for.
         beside: Where the configuration lies, for paths relative to it.
         sliced: Whether layers are taken from anywhere.
+        remedy: What to do where vocabularies differ, a sentence.
 
     Attributes:
         beside: Where the configuration lies.
@@ -58,6 +65,7 @@ class Shelf:
         tokens: Tokens | None = None,
         beside: Path | None = None,
         sliced: bool = False,
+        remedy: str = CHOOSE,
     ) -> None:
         self.notes: list[str] = []
         self.vocabulary: Vocabulary | None = None
@@ -79,7 +87,11 @@ class Shelf:
             first = next(iter(self._held.values()))
             rows = text_part(first.config).get("vocab_size", 0)
             known = [(names[path], held.ids) for path, held in self._held.items()]
-            self.notes += check_tokens(known, rows)
+            if not sliced:
+                check_rows(configs, remedy)
+            self.notes += check_tokens(known, rows, remedy)
+            if all(ids is None for _, ids in known) and any(config for _, config in configs):
+                self.notes.append("no model has a tokenizer, and neither will the result")
 
     @property
     def folders(self) -> list[Path]:

@@ -77,7 +77,10 @@ def read_ids(folder: Path) -> dict[str, int] | None:
     """
     file = folder / "tokenizer.json"
     if file.is_file():
-        held = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}. Copy it again.") from error
         vocab = held.get("model", {}).get("vocab")
         if isinstance(vocab, (dict, list)):
             pairs = vocab.items() if isinstance(vocab, dict) else (

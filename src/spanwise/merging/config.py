@@ -30,7 +30,10 @@ class MergeConfig:
       spanwise merge recipe.yml --out merged
 
     Ask what would be read, written and held, without doing it, with --plan. After Ctrl-C or a kill,
-    the same command goes on where it stopped. `spanwise merge methods` lists the methods.
+    the same command goes on where it stopped.
+
+    `spanwise merge methods` lists the methods, `spanwise merge diagnose` compares models before any
+    is merged, and `spanwise merge stats` collects what regmean, fisher and mats ask for.
     """
 
     models: Annotated[
@@ -99,6 +102,9 @@ class MergeConfig:
                     f"{self.models[0]} alone cannot be merged: name the base, then the models."
                 )
             _ = self.parameters
+            file = next((m for m in self.models if Path(m).suffix in RECIPES), None)
+            if file is not None and Path(file).is_file():
+                raise ValueError(f"{file} names its models itself: give it alone, with --out.")
             return
         defaults = {f.name: f.default for f in fields(self)}
         for name in _MATHEMATICS:

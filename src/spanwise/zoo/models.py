@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,13 +157,20 @@ def load_tokenizer(spec: str | Path) -> Any:
         return ByteTokenizer()
     folder = _folder(spec)
     if folder is None:
-        raise ValueError(_unknown(spec))
+        raise ValueError(_unknown(spec, "tokenizer"))
     if _reads_bytes(folder):
         return ByteTokenizer()
     from transformers import AutoTokenizer
 
-    with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(" :") if str(error) else type(error).__name__
+        raise ValueError(
+            f"{folder} holds no tokenizer that can be read ({reason}). Copy its tokenizer files, "
+            "or name another one's folder."
+        ) from error
 
 
 def is_pretrained(spec: str | Path) -> bool:
@@ -215,7 +223,12 @@ def _reads_bytes(folder: Path) -> bool:
     return written.get("tokenizer_class") == "ByT5Tokenizer" and written.get("extra_ids") == 0
 
 
-def _unknown(spec: str | Path) -> str:
-    return (
-        f"no model at {str(spec)!r}: not a folder, a size or a name. {nearest(str(spec), names())}"
-    )
+def _unknown(spec: str | Path, what: str = "model") -> str:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return f"{spec} is a file: name the folder of the {what}."
+    here = path.parent
+    beside = [here / p.name for p in here.iterdir() if p.is_dir()] if here.is_dir() else []
+    known = [*map(str, beside), *names()]
+    near = nearest(str(spec), known if get_close_matches(str(spec), known) else names())
+    return f"no {what} at {str(spec)!r}: not a folder, a size or a name. {near}"
