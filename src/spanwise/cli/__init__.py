@@ -31,6 +31,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "spanwise.cli.decompose:main",
         "components of a symmetric tensor, or of a moment of samples",
     ),
+    "forecast": (
+        "spanwise.cli.forecast:main",
+        "the future of trajectories, and the rates of what moves them",
+    ),
     "demo": ("spanwise.cli.demo:main", "see it work: three minutes, no download"),
     "list": ("spanwise.cli.methods:list_methods", "the methods of this library, one line each"),
     "show": ("spanwise.cli.methods:show", "one method: claim, paper, entry points, result"),
@@ -47,7 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Teach": ("train",),
     "Look and combine": ("atlas", "merge", "export"),
-    "Data": ("detect", "decompose"),
+    "Data": ("detect", "decompose", "forecast"),
     "House": ("demo", "list", "show", "cite", "reproduce", "report", "doctor"),
 }
 

@@ -1,0 +1,110 @@
+"""`spanwise forecast` from files to files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from spanwise.cli import main
+from spanwise.cli.forecast import FILES
+from spanwise.datasets.dynamics import koopman_invariant
+
+
+def rotation(steps=80, angle=0.3):
+    t = np.arange(steps)
+    return np.stack([10 + np.cos(angle * t), 500 * np.sin(angle * t)], axis=1)
+
+
+def write(path, columns, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return str(path)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = [(f"t{i}", *row) for i, row in enumerate(rotation(60))]
+    return write(tmp_path / "rotation.csv", ("time", "east", "north"), rows)
+
+
+def test_a_rotation_goes_on_and_its_period_is_told(table, tmp_path, capsys):
+    out = tmp_path / "next"
+    assert main(["forecast", table, "--drop", "time", "--steps", "20", "--out", str(out)]) == 0
+    rows = read(out / "forecast.csv")
+    assert list(rows[0]) == ["step", "east", "north"]
+    found = np.array([[float(row["east"]), float(row["north"])] for row in rows])
+    # The mean of a part of a period is not the center: a forecast is good, not exact.
+    assert (np.abs(found - rotation()[60:]) < [0.15, 75]).all()
+    values = read(out / "eigenvalues.csv")
+    assert float(values[0]["period"]) == pytest.approx(2 * np.pi / 0.3, rel=0.02)
+    assert {name for name in FILES if (out / name).exists()} == set(FILES)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["coordinates"] == 2
+    assert len(read(out / "errors.csv")) == len(summary["held_out_errors"])
+    said = capsys.readouterr().out
+    assert "1 trajectory of 60 states, 2 variables" in said
+    assert "relative error, held out" in said
+
+
+@pytest.mark.parametrize("method", ["dmd", "edmd", "kdmd", "lran"])
+def test_trajectories_are_told_apart_by_a_column(method, tmp_path):
+    X = koopman_invariant(8, 14)
+    rows = [(f"run{i}", *X[i, t]) for t in range(11) for i in range(8)]  # interleaved
+    path = write(tmp_path / "runs.csv", ("run", "a", "b"), rows)
+    out = tmp_path / method
+    options = ["--trajectory", "run", "--method", method, "--steps", "4", "--max-steps", "60"]
+    assert main(["forecast", path, *options, "--out", str(out), "--no-pictures"]) == 0
+    rows = read(out / "forecast.csv")
+    assert [row["run"] for row in rows[::4]] == [f"run{i}" for i in range(8)]
+    found = np.array([[float(row["a"]), float(row["b"])] for row in rows]).reshape(8, 4, 2)
+    if method == "edmd":
+        np.testing.assert_allclose(found, X[:, 11:], atol=1e-6)
+    else:
+        assert np.isfinite(found).all()
+    assert not list(out.glob("*.svg"))
+
+
+def test_an_array_of_trajectories_needs_no_column(tmp_path, capsys):
+    X = koopman_invariant(6, 10)
+    np.save(tmp_path / "runs.npy", X)
+    options = ["--method", "edmd", "--steps", "3", "--json"]
+    assert main(["forecast", str(tmp_path / "runs.npy"), *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["trajectories"] == 6
+    assert max(summary["held_out_errors"]) < 1e-6
+
+
+def test_a_saved_model_forecasts_as_before(table, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    base = ["forecast", table, "--drop", "time", "--no-pictures", "--method", "kdmd"]
+    main([*base, "--out", str(first)])
+    main([*base, "--model", str(first / "model.safetensors"), "--out", str(second)])
+    a, b = (read(folder / "forecast.csv") for folder in (first, second))
+    for one, two in zip(a, b, strict=True):
+        assert float(one["north"]) == pytest.approx(float(two["north"]), abs=1e-6)
+    assert not (second / "errors.csv").exists()
+
+
+def test_what_cannot_work_is_said_in_a_line(table, tmp_path, capsys):
+    for options, message in (
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--held-out", "1"], "held_out must be in [0, 1), got 1"),
+        (["--components", "0"], "components must be at least 1"),
+        (["--trajectory", "tmie"], "has no column 'tmie'"),
+        ([], "column 'time' is 't0', which is no number"),
+    ):
+        assert main(["forecast", table, *options]) == 1
+        assert message in capsys.readouterr().err
+    other = write(tmp_path / "one.csv", ("a",), [(i,) for i in range(30)])
+    out = tmp_path / "next"
+    assert main(["forecast", table, "--drop", "time", "--out", str(out), "--no-pictures"]) == 0
+    assert main(["forecast", other, "--model", str(out / "model.safetensors")]) == 1
+    assert "forecasts 2 variables, the data has 1" in capsys.readouterr().err
