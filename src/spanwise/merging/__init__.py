@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spanwise.merging._plan import plan_config as plan_config
     from spanwise.merging._plan import plan_folders as plan_folders
     from spanwise.merging._stats import Stats as Stats
+    from spanwise.merging._subspaces import Subspaces as Subspaces
     from spanwise.merging.config import MergeConfig as MergeConfig
     from spanwise.merging.methods import METHODS as METHODS
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Method": "_methods._method",
     "Stats": "_stats",
     "StatsPlan": "_collect_file",
+    "Subspaces": "_subspaces",
     "Written": "_folder",
     "WrittenLora": "_export.write",
     "check_model": "_export.checks",
@@ -70,6 +72,7 @@ __all__ = [
     "Method",
     "Stats",
     "StatsPlan",
+    "Subspaces",
     "Written",
     "WrittenLora",
     "check_model",

@@ -126,8 +126,8 @@ class PairRow:
     conflict: float
     """Negative part of the layers' cosines, in [0, 1]: 1 where every layer is pulled back."""
     score: float
-    """(shared_energy - random) / (1 - random) - 2 conflict, in [-2, 1]: 1 for the same update, 0
-    for unrelated ones, -1 for opposite ones."""
+    """(shared_energy - random) / (1 - random) - 2 conflict, at most 1: 1 for the same update, about
+    0 for unrelated ones, -1 for opposite ones."""
 
 
 class Table(NamedTuple):
