@@ -170,6 +170,35 @@ class TestNumber:
         assert (model.labels_ == model.predict(X)).mean() > 0.9
 
 
+class TestPrincipal:
+    def test_heads_on_the_samples_begin_as_their_principal_axes(self):
+        X = samples(p=12)
+        model = fitted(X, hidden=(), epochs=0, select=None, ssl_epochs=0)
+        centred = X - X.mean(0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:6]
+        expected = centred @ axes.T
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(np.abs(model.transform(X)), np.abs(expected), atol=1e-10)
+        assert model.hidden_ == []
+
+    def test_samples_as_they_are_get_heads_alone_and_views_a_trunk_and_a_first_stage(
+        self, tmp_path
+    ):
+        X = samples()
+        plain = fitted(X, hidden=None, ssl_epochs=None, n_features=None)
+        assert plain.hidden_ == []
+        assert (plain.coding_rates_["stage"] == 2).all()
+        assert plain.transform(X).shape == (60, 5)
+        viewed = fitted(X, hidden=None, ssl_epochs=None, augment=0.1, epochs=0)
+        assert viewed.hidden_ == [256, 256]
+        assert len(viewed.coding_rates_["stage"]) == 40
+        # A file does not know the function that made views, but the trunk all the same.
+        viewed.augment = lambda x, generator: x
+        again = MLC.load(viewed.save(tmp_path / "model.safetensors"))
+        assert again.augment is None
+        np.testing.assert_array_equal(again.transform(X), viewed.transform(X))
+
+
 class TestEncoder:
     def make(self):
         torch.manual_seed(0)
@@ -240,7 +269,8 @@ class TestBadInput:
             ({"affinity": "cosine"}, "affinity must be one of 'abs', 'linear'"),
             ({"optimizer": "lbfgs"}, "optimizer must be one of"),
             ({"select": "labels"}, "select must be one of"),
-            ({"hidden": ()}, "hidden must hold widths"),
+            ({"hidden": (0,)}, "hidden must hold widths"),
+            ({"ssl_epochs": -1}, "ssl_epochs must be None or at least 0"),
             ({"subspace_energy": 0.0}, "subspace_energy must lie in"),
             ({"encoder": torch.nn.Unflatten(1, (5, 1))}, r"to \(n, width\), got \(2, 5, 1\)"),
             ({"augment": lambda x, g: x[:1]}, "a tensor of the shape of x"),
@@ -257,6 +287,7 @@ class TestBadInput:
         with pytest.raises(TypeError, match="augment must be None, a float or a function"):
             fitted(samples(), augment="flip")
 
+    @pytest.mark.filterwarnings("ignore:MLC did not converge")
     def test_more_features_than_a_batch_can_fill_are_warned_of(self):
         with pytest.warns(UserWarning, match="n_features = 30 is not below the 20 samples"):
             MLC(**{**SMALL, "n_features": 30, "batch_size": 20}).fit(samples())

@@ -45,8 +45,11 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     Args:
         n_clusters: At least 2; or `"auto"`: of `candidates`, the number of fewest coding bits.
-        n_features: d, the length of Z. None: a quarter of a batch, at most 64.
-        hidden: Widths of the trunk's layers, where there is no encoder.
+        n_features: d, the length of Z. None: a quarter of a batch, at most 64, and no more than X
+            has where heads act on it.
+        hidden: Widths of the trunk's layers, where there is no encoder. `()`: heads on the samples
+            themselves, which begin as their principal axes. None: `(256, 256)` where `augment`
+            makes views, else `()`.
         encoder: None: a trunk of linear layers. A module from rows of X to `(n, width)`: copied,
             and trained but for parameters that need no gradient.
         augment: None: samples as they are, such as embeddings of a frozen model. A number: Gaussian
@@ -58,7 +61,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         gamma: Weight of R_c, at least 0.
         penalty: Weight of the membership's size, at least 0.
         affinity: `"abs"`: of |C C'|, as released; `"linear"`: of C C', as in the paper.
-        ssl_epochs: Of the first stage, at least 0.
+        ssl_epochs: Of the first stage, at least 0. None: 40 where `augment` makes views, else 0.
         ssl_lr: Its rate.
         ssl_eps: Its precision.
         ssl_weight: Of the agreement of two views.
@@ -93,7 +96,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         best_epoch_: The epoch that was taken; 0 is the state right after the first stage.
         n_iter_: Epochs of the second stage.
         network_state_: The network's tensors.
-        own_trunk_: Whether the trunk is MLC's own; an encoder has to be given to `load` again.
+        hidden_: Widths of the trunk; None for an encoder, which has to be given to `load` again.
         n_features_in_: Features of X; with `feature_names_in_` where X has them.
 
     Raises:
@@ -116,7 +119,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
     selection_: Any
     network_state_: dict[str, Tensor]
     n_clusters_: int
-    own_trunk_: bool
+    hidden_: list[int] | None
     best_epoch_: int
     n_iter_: int
     n_features_in_: int
@@ -126,7 +129,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         n_clusters: int | Literal["auto"] = 10,
         *,
         n_features: int | None = None,
-        hidden: Sequence[int] = (256, 256),
+        hidden: Sequence[int] | None = None,
         encoder: nn.Module | None = None,
         augment: Augment | float | None = None,
         views: int = 2,
@@ -135,12 +138,12 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         gamma: float = 1.0,
         penalty: float = 0.0,
         affinity: Affinity = "abs",
-        ssl_epochs: int = 40,
+        ssl_epochs: int | None = None,
         ssl_lr: float = 1e-3,
         ssl_eps: float = 0.2**0.5,
         ssl_weight: float = 20.0,
         epochs: int = 20,
-        lr: float = 5e-5,
+        lr: float = 1e-3,
         optimizer: Literal["adam", "sgd"] = "adam",
         weight_decay: float = 1e-4,
         cluster_weight_decay: float = 5e-3,
@@ -199,14 +202,15 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         check_parameters(self, self._counts(len(x)), len(x))
         generator = make_generator(self.random_state)
         batch = min(self.batch_size, len(x))
-        d = self.n_features or min(64, max(2, batch // 4))
+        widest = x.shape[1] if self.encoder is None and not self._hidden() else 64
+        d = self.n_features or min(64, widest, max(2, batch // 4))
         if d >= batch:
             warnings.warn(
                 f"n_features = {d} is not below the {batch} samples of a batch: features of rank "
                 "d cannot be filled. Lower n_features or raise batch_size.",
                 stacklevel=2,
             )
-        network = build(self.encoder, x, self.hidden, d, generator)
+        network = build(self.encoder, x, self._hidden(), d, generator)
         training = Training(
             network=network,
             x=x,
@@ -229,7 +233,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         # An encoder's dropout draws from the global generators: they are lent a seed.
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(seed)
-            training.first(self.ssl_epochs, self.ssl_lr, self.ssl_eps, self.ssl_weight)
+            training.first(self._ssl_epochs(), self.ssl_lr, self.ssl_eps, self.ssl_weight)
             sample = x[rows[: min(len(rows), max(batch, 1024))]]
             chosen = training.second(
                 self.epochs, self.lr, self._judge(network, sample, seed), self.patience, self.tol
@@ -267,6 +271,16 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     def _membership(self, C: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
         return SinkhornProjection(self.eta)(affinity(C, self.affinity))
+
+    def _hidden(self) -> Sequence[int]:
+        if self.hidden is None:
+            return () if self.augment is None else (256, 256)
+        return self.hidden
+
+    def _ssl_epochs(self) -> int:
+        if self.ssl_epochs is None:
+            return 0 if self.augment is None else 40
+        return self.ssl_epochs
 
     def _judge(
         self, network: Network, sample: Float[Tensor, "m p"], seed: int
@@ -335,7 +349,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
     def _keep(self, network: Network, training: Training, back: Back) -> None:
         network.eval()
         self._network = network
-        self.own_trunk_ = self.encoder is None
+        self.hidden_ = None if self.encoder is not None else list(self._hidden())
         # Clones: the file, and a copy of the estimator, hold every tensor for itself.
         self.network_state_ = {k: v.detach().clone() for k, v in network.state_dict().items()}
         steps = torch.tensor(training.history, dtype=torch.float64).reshape(-1, 3)
@@ -371,15 +385,14 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     def _rebuilt(self, x: Float[Tensor, "n p"]) -> Network:
         state = self.network_state_
-        if self.encoder is None and not self.own_trunk_:
+        if self.encoder is None and self.hidden_ is None:
             raise ValueError(
                 "encoder is missing: no file holds a module's code. Give it to load, "
                 "MLC.load(path, encoder=module)."
             )
-        d, width = state["feature.weight"].shape
-        hidden = [*self.hidden[:-1], width]
+        d = len(state["feature.weight"])
         sample = x[:1].to(state["feature.weight"].dtype)
-        network = build(self.encoder, sample, hidden, d, torch.Generator())
+        network = build(self.encoder, sample, self.hidden_ or (), d, torch.Generator())
         network.load_state_dict(state)
         return network.eval()
 

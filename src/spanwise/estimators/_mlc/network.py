@@ -74,6 +74,19 @@ def mlp(inputs: int, hidden: Sequence[int], generator: torch.Generator) -> nn.Se
     return nn.Sequential(*layers)
 
 
+def principal(network: Network, sample: Float[Tensor, "n p"]) -> None:
+    """Let both heads, which act on the samples themselves, begin as their principal axes."""
+    mean = sample.mean(0)
+    _, _, axes = torch.linalg.svd(sample - mean, full_matrices=False)
+    d = min(len(axes), network.feature.out_features)
+    with torch.no_grad():
+        # Beyond the samples' rank the heads stay as they were drawn, but small.
+        network.feature.weight.mul_(1e-3)
+        network.feature.weight[:d] = axes[:d]
+        network.feature.bias.copy_(-network.feature.weight @ mean)
+    network.copy_heads()
+
+
 def build(
     encoder: nn.Module | None,
     sample: Float[Tensor, "n p"],
@@ -87,6 +100,10 @@ def build(
         TypeError: If the encoder is no module.
         ValueError: If its output is not `(n, width)`.
     """
+    if encoder is None and not len(hidden):
+        network = Network(nn.Identity(), sample.shape[1], n_features, generator).to(sample)
+        principal(network, sample)
+        return network
     if encoder is None:
         trunk, width = mlp(sample.shape[1], hidden, generator), hidden[-1]
         return Network(trunk, width, n_features, generator).to(sample)

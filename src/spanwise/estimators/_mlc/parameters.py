@@ -30,7 +30,7 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
     for count in counts:
         check_clusters(count, n)
     for name, least in (
-        ("views", 1), ("ssl_epochs", 0), ("epochs", 0), ("batch_size", 2), ("patience", 1),
+        ("views", 1), ("epochs", 0), ("batch_size", 2), ("patience", 1),
         ("max_samples", 2), ("n_init", 1),
     ):  # fmt: skip
         if getattr(given, name) < least:
@@ -48,8 +48,10 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
         raise ValueError(f"n_features must be None or at least 1, got {given.n_features}.")
     if not 0 < given.subspace_energy <= 1:
         raise ValueError(f"subspace_energy must lie in (0, 1], got {given.subspace_energy}.")
-    if given.encoder is None and (not len(given.hidden) or min(given.hidden) < 1):
+    if given.hidden is not None and any(width < 1 for width in given.hidden):
         raise ValueError(f"hidden must hold widths of at least 1, got {given.hidden}.")
+    if given.ssl_epochs is not None and given.ssl_epochs < 0:
+        raise ValueError(f"ssl_epochs must be None or at least 0, got {given.ssl_epochs}.")
     if not (given.augment is None or isinstance(given.augment, float) or callable(given.augment)):
         raise TypeError(
             "augment must be None, a float or a function of samples and a torch.Generator, "
