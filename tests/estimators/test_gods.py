@@ -345,8 +345,6 @@ class TestDecision:
         assert (model.n_directions, model.eta, model.lam, model.coupling) == (5, 0.01, 0.001, 0)
         assert (model.scaling, model.start, model.contamination) == ("rows", "official", None)
         assert GODS.preset("tuned").get_params() == GODS().get_params()
-        with pytest.raises(ValueError, match='preset must be "paper" or "tuned", got'):
-            GODS.preset("best")
 
     def test_of_a_whitened_kernel_finds_what_is_far_from_all(self):
         x = data(120).numpy()
@@ -478,6 +476,11 @@ class TestBadInput:
     def test_what_is_no_table_of_samples(self, X, kind, message):
         with pytest.raises(kind, match=message):
             GODS().fit(X)
+
+    @pytest.mark.bad_input
+    def test_an_unknown_preset(self):
+        with pytest.raises(ValueError, match='preset must be "paper" or "tuned", got'):
+            GODS.preset("best")
 
     def test_an_explanation_of_a_kernel(self):
         with pytest.raises(ValueError, match=r"explain needs kernel=None.*margins\(X\)"):

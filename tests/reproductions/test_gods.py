@@ -50,7 +50,7 @@ def test_ranks_and_friedman_are_those_of_the_textbook():
 def test_holm_multiplies_the_least_probability_by_the_number_of_tests():
     ours = np.arange(12.0) + 5
     others = {"same": list(ours), "worse": list(ours - np.linspace(1, 2, 12))}
-    found = wilcoxon_holm(ours, others)
+    found = wilcoxon_holm(list(ours), others)
     assert found["same"] == 1
     assert found["worse"] == pytest.approx(2 * stats.wilcoxon(ours - others["worse"]).pvalue)
 

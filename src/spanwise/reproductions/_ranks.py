@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from spanwise._lazy import require
 
@@ -53,9 +52,7 @@ def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
     )
 
 
-def wilcoxon_holm(
-    ours: Float[np.ndarray, " n"], others: Mapping[str, Sequence[float]]
-) -> dict[str, float]:
+def wilcoxon_holm(ours: Sequence[float], others: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Probability, for each other method, of such differences if there were none, after Holm.
 
     Args:

@@ -320,7 +320,7 @@ def notes(rows: Sequence[Row], chosen: Mapping[str, int]) -> tuple[str, ...]:
         found = ranking(scored)
         order = sorted(methods, key=found.ranks.__getitem__)
         others = {m: held for m, held in scored.items() if m != "gods"}
-        unlike = wilcoxon_holm(scored["gods"], others)  # pyrefly: ignore[bad-argument-type]
+        unlike = wilcoxon_holm(scored["gods"], others)
         differs = [f"{DETECTORS[m]} ({p:.2g})" for m, p in unlike.items() if p < 0.05]
         text.append(
             f"Ranks, {words}, {found.n} sets: "
