@@ -236,6 +236,14 @@ def test_results_are_what_went_in_and_canonical():
     np.testing.assert_allclose(symmetric_cp(whole.astype(int))[0], [100.0] * 3, atol=1e-10)
 
 
+def test_results_may_be_differentiated_through():
+    w, A, info = symmetric_cp(build(unit(5, 4), torch.ones(4, dtype=F64), 4))
+    scale = torch.ones((), dtype=F64, requires_grad=True)
+    ((scale * A).square().sum() * w.sum() + info.fit.sum()).backward()
+    assert scale.grad is not None
+    A.requires_grad_().square().sum().backward()
+
+
 def test_a_seed_repeats_bit_for_bit():
     T = build(unit(8, 16), torch.ones(16, dtype=F64), 4)
     first, again = (symmetric_cp(T, random_state=3)[1] for _ in range(2))

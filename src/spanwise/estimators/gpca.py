@@ -17,6 +17,9 @@ from spanwise.estimators._spm.spectrum import rank_bound, spaces
 from spanwise.estimators._symmetric_btd import solve_blocks
 from spanwise.linalg._arrays import peak_sign
 
+_SEARCH = Options(component_tol=1 - 1e-9, max_iter=40, n_tries=1)
+"""Of every start the best subspaces are taken as they are: `n_init` starts compete by inertia."""
+
 
 class GPCA(ClusterMixin, TransformerMixin, Estimator):
     """Clusters points that lie near a union of linear subspaces through the origin.
@@ -93,7 +96,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         best: tuple[float, Tensor, Tensor] | None = None
         for _ in range(self.n_init):
             _, bases, info = solve_blocks(
-                M, rows, rank, 1e-4, self.subspace_dim, Options(), generator, force=False
+                M, rows, rank, 1e-4, self.subspace_dim, _SEARCH, generator, force=False
             )
             subspaces = torch.stack(bases[: self.n_clusters])
             inertia = float(_distances(points, subspaces).amin(0).square().sum())

@@ -53,6 +53,11 @@ class SymmetricSpace:
         return torch.combinations(axis, self.order, with_replacement=True)
 
     @cached_property
+    def _axes(self) -> tuple[Tensor, ...]:
+        """The columns of `index`. Rows are picked by `index_select`, ten times as fast as `[]`."""
+        return tuple(self.index.mT.contiguous().unbind(0))
+
+    @cached_property
     def scale(self) -> Float[Tensor, " C"]:
         """The root of how many of the d^n entries each coordinate stands for."""
         repeats = torch.ones(self.dim, dtype=torch.int64, device=self.device)
@@ -96,10 +101,10 @@ class SymmetricSpace:
 
     def monomials(self, x: Float[Tensor, "d b"]) -> Float[Tensor, "C b"]:
         """The distinct entries of those powers: coordinates without `scale`."""
-        first, *others = self.index.unbind(-1)
-        found = x[first]
+        first, *others = self._axes
+        found = x.index_select(0, first)
         for axis in others:
-            found *= x[axis]
+            found *= x.index_select(0, axis)
         return found
 
     def contract(
@@ -118,7 +123,7 @@ class SymmetricSpace:
         space, found = self, entries
         while space.order > axes:
             grown = space.grown
-            held = found[grown.reshape(-1)].view(*grown.shape, -1)
+            held = found.index_select(0, grown.reshape(-1)).view(*grown.shape, -1)
             found = held.mul_(x.unsqueeze(1)).sum(0)
             space = space.lower
         return found
@@ -131,7 +136,8 @@ class SymmetricSpace:
         while space.order > 2:
             space = space.lower
         found = self.contract(entries, x, axes=2)
-        return found[space.grown.reshape(-1)].view(self.d, self.d, -1).permute(2, 0, 1)
+        found = found.index_select(0, space.grown.reshape(-1))
+        return found.view(self.d, self.d, -1).permute(2, 0, 1)
 
     def opened(self, basis: Float[Tensor, "C k"]) -> Float[Tensor, "c d k"]:
         """`basis` as a linear map on powers of order n - 1: a d x k matrix from each.
@@ -139,7 +145,7 @@ class SymmetricSpace:
         `opened(V)` contracted with `lower.power(x)` along its first axis is V contracted with x
         along all axes but one. Order 2 and above.
         """
-        held = (basis / self.scale.unsqueeze(-1))[self.grown.mT.reshape(-1)]
+        held = (basis / self.scale.unsqueeze(-1)).index_select(0, self.grown.mT.reshape(-1))
         held = held.view(self.lower.dim, self.d, -1)
         return held.mul_(self.lower.scale.view(-1, 1, 1))
 

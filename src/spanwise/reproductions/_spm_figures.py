@@ -34,9 +34,11 @@ def draw_seconds(ax: "Axes", result: Result) -> None:
                 [p[0] for p in own], [p[1] for p in own], marker, color=colour, zorder=3,
                 markerfacecolor=colour if face else paper, linestyle="none",
             )  # fmt: skip
+        below = arm in ("spanwise", "plain")
         ax.annotate(
-            result.arms[arm], points[-1][:2], xytext=(-4, 7), textcoords="offset points",
-            ha="right", va="bottom", color=colour, fontsize=8.5,
+            result.arms[arm], points[-1][:2], xytext=(-4, -9 if below else 7),
+            textcoords="offset points", ha="right", va="top" if below else "bottom",
+            color=colour, fontsize=8.5,
         )  # fmt: skip
     ax.set_xticks(range(len(sizes)), [f"({size.replace(',', ', ')})" for size in sizes])
     ax.set_yscale("log")

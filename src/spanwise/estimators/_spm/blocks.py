@@ -18,11 +18,17 @@ from spanwise.linalg.symmetric import SymmetricSpace, unflatten_symmetric
 STARTS = 32
 """Points of a round."""
 
+TRIED = 12
+"""Maxima of a round, best first, through which subspaces are sought."""
+
 RIDGE = 1e-3
 """Added to Gauss-Newton's matrix, which is singular along a subspace that lies inside."""
 
 SAME = 0.99
 """Cosine between a point and a subspace above which the point is another of its points."""
+
+ROUNDS = 12
+"""Of a subspace's vectors together, at most."""
 
 KERNEL = 1e-3
 """Eigenvalues up to which a direction belongs to a subspace whose dimension is to be found."""
@@ -70,7 +76,7 @@ def search_blocks(
         log.rounds, log.starts = log.rounds + 1, log.starts + STARTS
         X = climb(left.coarse(), normalized(X).float(), options.max_iter, log)
         X, defect = _settle(left.objective(), normalized(X.double()), log)
-        blocks = _candidates(whole, X[:, defect.argsort()], block)
+        blocks = _candidates(whole, X[:, defect.argsort()[:TRIED]], block)
         missing = blocks[0][0]
         chosen = [A for miss, A in blocks if miss < min(options.component_tol, 4 * missing + EXACT)]
         if not chosen:
@@ -140,7 +146,7 @@ def _subspace_at(objective: Objective, x: Float[Tensor, " d"], block: int | None
     if block is None:
         block = max(1, int((values < KERNEL).sum()))
     A = vectors[:, :block]
-    for _ in range(30):
+    for _ in range(ROUNDS):
         kernels = objective.normal_matrix(A, 0.0).sum(0)
         _, vectors = torch.linalg.eigh(kernels - (n - 1) * A @ A.mT)
         before, A = A, vectors[:, :block]
