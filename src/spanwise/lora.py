@@ -25,6 +25,9 @@ _WAYS = {
 }
 """Kinds of adapters -> what else can be done with them."""
 
+_OWN_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin (`init_lora_weights`) that PEFT subtracts from the base, now and when it loads."""
+
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -43,13 +46,15 @@ class Adapter:
 
     Raises:
         ValueError: If there are no factors, one lacks its other half, several adapters are mixed,
-            or the adapter is a DoRA, whose update is no product of its factors.
+            the adapter is a DoRA, whose update is no product of its factors, or it was started from
+            a base that it changed itself.
     """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
     ) -> None:
         self.config, self._tensors = dict(config or {}), tensors
+        _check_start(self.config, "the adapter")
         self._pairs, self.others, self.embeddings = _pairs(tensors)
         if self.config.get("ensure_weight_tying"):
             # A tied head's factors are the table's once more; its weight is the table's.
@@ -141,7 +146,8 @@ def open_adapter(source: str | Path | Mapping[str, Tensor]) -> Adapter:
     """A LoRA adapter from a folder that PEFT saved, its safetensors file, or a state dict.
 
     Raises:
-        ValueError: If it holds no LoRA factors, or is an adapter of another kind.
+        ValueError: If it holds no LoRA factors, is an adapter of another kind, or was started from
+            a base that it changed itself.
     """
     if isinstance(source, Mapping):
         return Adapter(source)
@@ -161,7 +167,20 @@ def open_adapter(source: str | Path | Mapping[str, Tensor]) -> Adapter:
             f"{path} is a {kind} adapter; only LORA has factors A, B. Merge it into its model "
             f"(PEFT's merge_and_unload), save that, and give the whole model.{_WAYS.get(kind, '')}"
         )
+    _check_start(config, str(path))
     return Adapter(open_tensors(tensors), config)
+
+
+def _check_start(config: Mapping[str, Any], label: str) -> None:
+    """Raise `ValueError` for factors that are no update of the base as it is."""
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_OWN_BASES):
+        raise ValueError(
+            f"{label} was started by {start}, which takes its first factors out of the base: they "
+            "are no update of the base as it is. Save it by PEFT's save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...), or merge it into its model "
+            "(merge_and_unload), and give that."
+        )
 
 
 def _pairs(

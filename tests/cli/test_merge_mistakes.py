@@ -82,6 +82,7 @@ MISTAKES = [
     ("merge stats llama --data notes.txt --text body", "text = 'body' names a column or key"),
     ("merge stats llama --data notes.txt --include none", "the model's begin with model.layers.0"),
     ("merge stats llama --data notes.txt --out notes.txt/x", "notes.txt is a file. Name another"),
+    ("merge stats --merge a.st ./a.st a.st", "a.st is named twice: name each file once, or its d"),
     ("export llama-cod --as merged", "llama-cod: No model there: did you mean llama-code?"),
     (
         "export llama-code --as lora --base llama-1b --out x",

@@ -10,6 +10,7 @@ from spanwise.io import open_tensors, save_tensors
 from spanwise.lora import CONFIG, FILE
 from spanwise.merging import check_model, export_lora, export_merged, merge_folders
 from spanwise.merging._export.commands import serve_lora, serve_model
+from spanwise.merging._export.merged import plan_merged
 
 
 @pytest.fixture
@@ -139,6 +140,17 @@ def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
     (adapter / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
     with pytest.raises(ValueError, match="does not say what it was trained on"):
         export_merged(adapter, tmp_path / "out")
+
+
+def test_another_base_than_the_adapter_names_is_noted(adapter, tmp_path):
+    (tmp_path / "base").rename(tmp_path / "other")
+    config = json.loads((adapter / CONFIG).read_text())
+    held = {**config, "base_model_name_or_path": "owner/Base-7B"}
+    (adapter / CONFIG).write_text(json.dumps(held))
+    note = f"it says that it was trained on owner/Base-7B, and is added to {tmp_path / 'other'}"
+    assert plan_merged(adapter, tmp_path / "other").notes[0] == note
+    (adapter / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "owner/OTHER"}))
+    assert not any("trained on" in n for n in plan_merged(adapter, tmp_path / "other").notes)
 
 
 def test_what_is_neither_factor_nor_tensor_is_refused(adapter, tmp_path):

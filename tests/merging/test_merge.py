@@ -121,6 +121,17 @@ def test_what_an_adapter_keeps_whole_is_a_full_update_of_that_tensor(method, sav
     )
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_changed_its_own_base_is_refused(tmp_path, start):
+    factors, config = adapter(init_lora_weights=start)
+    save_tensors(tmp_path / "adapter_model.safetensors", factors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"takes its first factors out of the base.*unload"):
+        merge(models(1)[0], [tmp_path], "linear")
+    with pytest.raises(ValueError, match="the adapter was started by"):
+        Adapter(factors, config)
+
+
 def test_an_ia3_folder_is_refused_with_the_ways_out_which_work(tmp_path):
     for seed, name in enumerate("ab"):
         vectors = {"base_model.model.layers.0.up.ia3_l": torch.full((10, 1), 1.0 + seed)}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spanwise.atlas._select import chosen_maps
+from spanwise.cli._models import check_different
 from spanwise.cli._progress import Progress
 from spanwise.cli._shared import Terminal, check_device
 from spanwise.cli.merge_stats import StatsOptions
@@ -91,6 +92,7 @@ def collect(options: StatsOptions, terminal: Terminal) -> None:
 def add(options: StatsOptions, terminal: Terminal) -> None:
     """Add up the sums and counts of several files."""
     _check_out(options)
+    check_different([str(path) for path in options.merge], ", or its data counts twice", "file")
     parts = [Stats.load(path) for path in options.merge]
     whole = functools.reduce(operator.add, parts)
     begun = time.perf_counter()

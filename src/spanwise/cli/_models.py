@@ -49,12 +49,13 @@ def atlas_path(path: Path, model: str) -> Path:
     return path
 
 
-def check_different(specs: Sequence[str], hint: str = "") -> None:
+def check_different(specs: Sequence[str], hint: str = "", what: str = "model") -> None:
     """Raise `ValueError` if one model is named twice: it would count twice, or be its own base.
 
     Args:
         specs: Models as they were named.
         hint: What else one may have meant, the end of a sentence.
+        what: What they are.
     """
     seen: dict[Path | str, str] = {}
     for spec in specs:
@@ -62,5 +63,5 @@ def check_different(specs: Sequence[str], hint: str = "") -> None:
         place = path.resolve() if path.exists() else spec
         if place in seen:
             also = "" if seen[place] == spec else f", also as {seen[place]}"
-            raise ValueError(f"{spec} is named twice{also}: name each model once{hint}.")
+            raise ValueError(f"{spec} is named twice{also}: name each {what} once{hint}.")
         seen[place] = spec

@@ -121,6 +121,8 @@ def _merged(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
         f"{folder.name} changes {plan.adapted} matrices of {plan.base}{replaced}; writes "
         f"{size(plan.nbytes)}"
     )
+    for note in plan.notes:
+        terminal.say(f"note: {note}")
     if config.plan or config.out is None:
         terminal.say("Nothing was written.")
         terminal.result({"base": str(plan.base), "adapted": plan.adapted, "bytes": plan.nbytes})
@@ -132,7 +134,7 @@ def _merged(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
         watch=Progress(terminal, "writing tensor"),
     )
     checked = check_model(config.out, values=False)
-    return _report(checked, serve_model(config.out), terminal, verb="wrote")
+    return _report(checked, serve_model(config.out), terminal, verb="wrote", told=plan.notes)
 
 
 def _checked(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
@@ -146,7 +148,14 @@ def _checked(config: ExportConfig, folder: Path, terminal: Terminal) -> int:
     return _report(checked, serve_model(folder), terminal, verb="checked")
 
 
-def _report(checked: "Checked", commands: "list[Command]", terminal: Terminal, *, verb: str) -> int:
+def _report(
+    checked: "Checked",
+    commands: "list[Command]",
+    terminal: Terminal,
+    *,
+    verb: str,
+    told: "Sequence[str]" = (),
+) -> int:
     from spanwise.training.reporting import size
 
     terminal.say(
@@ -154,13 +163,14 @@ def _report(checked: "Checked", commands: "list[Command]", terminal: Terminal, *
         f"{checked.tensors} tensors, {checked.dtype}, {size(checked.nbytes)}"
     )
     for note in checked.notes:
-        terminal.say(f"note: {note}")
+        if note not in told:
+            terminal.say(f"note: {note}")
     for problem in checked.problems:
         terminal.say(f"problem: {problem}")
     if not checked.problems:
         _show(commands, terminal)
-    told = {**vars(checked), "folder": str(checked.folder)}
-    terminal.result(told if checked.problems else {**told, "serve": commands})
+    found = {**vars(checked), "folder": str(checked.folder)}
+    terminal.result(found if checked.problems else {**found, "serve": commands})
     if checked.problems:
         more = len(checked.problems) - 1
         rest = f" ({more} more problem{'s' * (more != 1)})" if more else ""

@@ -131,6 +131,20 @@ def read_config(folder: Path | None, name: str = "config.json") -> dict[str, Any
     return held if isinstance(held, dict) else {}
 
 
+def other_base(config: Mapping[str, Any], path: str | Path) -> str | None:
+    """The base that an adapter says it was trained on, if it does not look like this one.
+
+    Folders are renamed and copied: the last part of a name is all that can tell.
+
+    Args:
+        config: The adapter's.
+        path: The base that it is added to.
+    """
+    said = str(config.get("base_model_name_or_path") or "")
+    same = ("", Path(path).expanduser().name.lower())
+    return None if Path(said).name.lower() in same else said
+
+
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a configuration says of its language model: its own part for models of several."""
     inner = config.get("text_config")

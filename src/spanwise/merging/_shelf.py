@@ -13,6 +13,7 @@ from spanwise.merging._open import (
     check_rows,
     check_tokens,
     locate,
+    other_base,
     read_config,
     text_part,
 )
@@ -153,9 +154,8 @@ class Shelf:
         if lora is not None and lora not in self._adapters:
             adapter = self._adapters[lora] = open_adapter(lora)
             root = ref if ref.lora is not None else self._base
-            said = str(adapter.config.get("base_model_name_or_path") or "")
-            # Folders are renamed and copied: the last part of a name is all that can tell.
-            if root is not None and Path(said).name.lower() not in ("", _last(root.path)):
+            said = None if root is None else other_base(adapter.config, root.path)
+            if root is not None and said is not None:
                 self.notes.append(
                     f"{_short(lora)} says that it was trained on {said}, "
                     f"and is added to {root.path}"
@@ -208,10 +208,6 @@ class Shelf:
         self.notes += [*self.vocabulary.notes, *notes]
         for held, reader in zip(self._held.values(), readers, strict=True):
             held.source = Source(held.source.label, reader, {}, held.source.place)
-
-
-def _last(name: str) -> str:
-    return Path(name).expanduser().name.lower()
 
 
 def _short(path: Path) -> str:

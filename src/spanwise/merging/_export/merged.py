@@ -13,7 +13,7 @@ from spanwise.merging._export.lora import Watch
 from spanwise.merging._folder import RECORD, Written, merge_to_folder
 from spanwise.merging._job import Job
 from spanwise.merging._merge import MEMORY, prepare
-from spanwise.merging._open import locate, read_config
+from spanwise.merging._open import locate, other_base, read_config
 from spanwise.merging._sources import AdapterSource, open_source
 
 
@@ -90,7 +90,10 @@ def plan_merged(
         out_dtype=dtype, device=device,
     )  # fmt: skip
     size = sum(torch.Size(opened.shape(n)).numel() * job.stored_dtype(n).itemsize for n in opened)
-    return MergedPlan(job, home, len(held), len(source.whole), size, checked.notes)
+    said = other_base(held.config, home)
+    odd = [] if said is None else [f"it says that it was trained on {said}, and is added to {home}"]
+    notes = (*odd, *checked.notes)
+    return MergedPlan(job, home, len(held), len(source.whole), size, notes)
 
 
 def export_merged(
