@@ -269,6 +269,7 @@ class TestBadInput:
             ({"affinity": "cosine"}, "affinity must be one of 'abs', 'linear'"),
             ({"optimizer": "lbfgs"}, "optimizer must be one of"),
             ({"select": "labels"}, "select must be one of"),
+            ({"scaling": "rows"}, "scaling must be one of None, 'standard'"),
             ({"hidden": (0,)}, "hidden must hold widths"),
             ({"ssl_epochs": -1}, "ssl_epochs must be None or at least 0"),
             ({"subspace_energy": 0.0}, "subspace_energy must lie in"),
@@ -295,6 +296,16 @@ class TestBadInput:
     def test_no_batch_is_left_with_a_single_sample(self):
         # 41 samples in batches of 20 would leave one, on which BatchNorm fails.
         assert fitted(samples(41), batch_size=20).labels_.shape == (41,)
+
+    def test_scaling_makes_units_of_columns_count_nothing(self):
+        X = samples()
+        plain = fitted(X, scaling="standard")
+        other = fitted(X * [1, 1000, 0.01, 3, 1] - 7, scaling="standard")
+        np.testing.assert_allclose(
+            other.transform(X * [1, 1000, 0.01, 3, 1] - 7), plain.transform(X), atol=1e-8
+        )
+        constant = np.c_[X, np.full(60, 3.0)]
+        assert np.isfinite(fitted(constant, scaling="standard").transform(constant)).all()
 
     def test_membership_of_one_sample_is_refused(self):
         with pytest.raises(ValueError, match="at least 2 samples"):

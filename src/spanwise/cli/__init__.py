@@ -31,6 +31,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "spanwise.cli.decompose:main",
         "components of a symmetric tensor, or of a moment of samples",
     ),
+    "cluster": (
+        "spanwise.cli.cluster:main",
+        "clusters of samples, and features in which each is a subspace",
+    ),
     "forecast": (
         "spanwise.cli.forecast:main",
         "the future of trajectories, and the rates of what moves them",
@@ -51,7 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Teach": ("train",),
     "Look and combine": ("atlas", "merge", "export"),
-    "Data": ("detect", "decompose", "forecast"),
+    "Data": ("detect", "decompose", "cluster", "forecast"),
     "House": ("demo", "list", "show", "cite", "reproduce", "report", "doctor"),
 }
 

@@ -55,6 +55,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         augment: None: samples as they are, such as embeddings of a frozen model. A number: Gaussian
             noise of so many of each feature's standard deviations. A function of samples and a
             `torch.Generator` (on the CPU) that returns a view of the same shape.
+        scaling: `"standard"`: columns of X to mean 0 and deviation 1; None: as they are.
         views: Views of a sample in a step of the second stage, at least 1.
         eps: Precision of the rates, above 0; not its square, which released code calls eps.
         eta: Temperature of the membership, above 0.
@@ -123,6 +124,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
     best_epoch_: int
     n_iter_: int
     n_features_in_: int
+    feature_names_in_: Any
 
     def __init__(
         self,
@@ -132,6 +134,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         hidden: Sequence[int] | None = None,
         encoder: nn.Module | None = None,
         augment: Augment | float | None = None,
+        scaling: Literal["standard"] | None = None,
         views: int = 2,
         eps: float = 0.1**0.5,
         eta: float = 0.175,
@@ -164,6 +167,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         self.hidden = hidden
         self.encoder = encoder
         self.augment = augment
+        self.scaling = scaling
         self.views = views
         self.eps = eps
         self.eta = eta
@@ -200,6 +204,10 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         """
         x, back = self._samples(X, reset=True, min_samples=2)
         check_parameters(self, self._counts(len(x)), len(x))
+        if self.scaling == "standard":
+            scale = x.std(0, correction=0)
+            self.mean_, self.scale_ = back(x.mean(0)), back(torch.where(scale > 0, scale, 1))
+        x = self._scaled(x)
         generator = make_generator(self.random_state)
         batch = min(self.batch_size, len(x))
         widest = x.shape[1] if self.encoder is None and not self._hidden() else 64
@@ -271,6 +279,11 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     def _membership(self, C: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
         return SinkhornProjection(self.eta)(affinity(C, self.affinity))
+
+    def _scaled(self, x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+        if self.scaling is None:
+            return x
+        return (x - torch.as_tensor(self.mean_).to(x)) / torch.as_tensor(self.scale_).to(x)
 
     def _hidden(self) -> Sequence[int]:
         if self.hidden is None:
@@ -381,7 +394,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         if network is None:
             network = self._rebuilt(x)
             self._network = network
-        return x, back, network.to(x.device)
+        return self._scaled(x), back, network.to(x.device)
 
     def _rebuilt(self, x: Float[Tensor, "n p"]) -> Network:
         state = self.network_state_

@@ -60,6 +60,7 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
     for name, known in (
         ("affinity", get_args(Affinity)),
         ("optimizer", ("adam", "sgd")),
+        ("scaling", (None, "standard")),
         ("select", (None, *get_args(Select))),
     ):
         if (value := getattr(given, name)) not in known:
