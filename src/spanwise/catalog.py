@@ -160,6 +160,18 @@ METHODS: tuple[MethodCard, ...] = (
         "conjugate gradient.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="gods",
+        family="estimators",
+        entries=("spanwise.estimators:GODS",),
+        title="GODS: Generalized One-class Discriminative Subspaces for Anomaly Detection",
+        authors="Wang, Cherian",
+        year=2019,
+        arxiv="1908.05884",
+        claim="Two orthonormal frames with normal data between their hyperplanes find anomalies "
+        "better than a one-class SVM.",
+        verdict="not reproduced",
+    ),
 )
 
 
