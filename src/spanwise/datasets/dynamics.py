@@ -220,8 +220,8 @@ def cylinder_wake(
 
 
 def _duffing_flow(x: Float[Tensor, "N 2"], time: float) -> Float[Tensor, "N 2"]:
-    """Runge-Kutta of order four, steps of at most 1/40."""
-    count = max(1, math.ceil(time * 40 - 1e-9))
+    """Runge-Kutta of order four, steps of at most 1/40, or 1/20 over long times."""
+    count = max(1, math.ceil(time * (40 if time < 5 else 20) - 1e-9))
     h = time / count
 
     def slope(s: Tensor) -> Tensor:
