@@ -1,4 +1,4 @@
-"""From starts to maxima: power steps, Gauss-Newton, and Newton at the end."""
+"""From starts to maxima: gradient steps, and Gauss-Newton in float32 and float64."""
 
 from dataclasses import dataclass, field
 
@@ -168,34 +168,3 @@ def finish(
             break
     empty = X[:, :0]
     return torch.cat([empty, *done], dim=1), torch.cat([empty[0], *defects])
-
-
-def polish(
-    objective: Objective, X: Float[Tensor, "d b"], log: Log, steps: int = 4
-) -> Float[Tensor, "d b"]:
-    """Newton steps on the original subspace: what earlier components left behind is gone.
-
-    With noise Gauss-Newton converges slowly, Newton does not. Points that would leave for another
-    maximum, or where the Hessian is not definite, stay as they are.
-    """
-    n = objective.space.order
-    start = X
-    f, defect, g = objective.value(X)
-    for _ in range(steps):
-        # Along x the first is 1 + along, the second 1: the sum stays definite there.
-        matrix = objective.normal_matrix(X, n) - (n - 1) * objective.second(X)
-        matrix.diagonal(dim1=-2, dim2=-1).sub_(defect.unsqueeze(-1))
-        factor, failed = factored(matrix)
-        step = tangent_step(factor, X, g - f * X)
-        length = step.norm(dim=0)
-        log.newton_steps += X.shape[1]
-        moved = normalized(X + step)
-        new_f, new_defect, new_g = objective.value(moved)
-        bad = failed | (length > 0.1) | (new_defect > defect + 1e-14)
-        bad |= (moved * start).sum(0) < 0.99
-        X = torch.where(bad, X, moved)
-        f, defect = torch.where(bad, f, new_f), torch.where(bad, defect, new_defect)
-        g = torch.where(bad, g, new_g)
-        if float(torch.where(bad, 0, length).max()) < 1e-9:
-            break
-    return X

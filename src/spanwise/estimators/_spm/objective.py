@@ -80,12 +80,6 @@ class Objective:
             found[chunk].baddbmm_(held, held.mT, alpha=sign)
         return found
 
-    def second(self, X: Float[Tensor, "d b"]) -> Float[Tensor, "b d d"]:
-        """(V V^T x^n) x^(n-2), the matrices that Newton's method needs beside the above."""
-        powers = self.space.monomials(X)
-        part = self._out @ (self._into @ powers)
-        return self.space.contract_to_matrices(powers - part if self.outer else part, X)
-
 
 def shift(f: Float[Tensor, " b"], order: int) -> Float[Tensor, " b"]:
     """The shift with which a power step never lowers f, small where f is near 1.

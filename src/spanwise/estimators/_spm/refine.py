@@ -14,6 +14,15 @@ Times = Callable[[Float[Tensor, "c r"]], Float[Tensor, "C r"]]
 """The flattening times a matrix."""
 
 
+def best_weights(
+    times: Times, rows: SymmetricSpace, columns: SymmetricSpace, A: Float[Tensor, "d r"]
+) -> Float[Tensor, " r"]:
+    """The w that minimises ||T - sum w_i a_i^m|| for given columns."""
+    m = rows.order + columns.order
+    inside = (rows.power(A) * times(columns.power(A))).sum(0)
+    return torch.linalg.lstsq((A.mT @ A) ** m, inside.unsqueeze(-1)).solution.squeeze(-1)
+
+
 def refine(
     times: Times,
     rows: SymmetricSpace,
@@ -43,9 +52,7 @@ def refine(
         Weights, unit columns, and the steps taken.
     """
     m = rows.order + columns.order
-    inside = rows.contract(times(columns.power(A)) / rows.scale.unsqueeze(-1), A)
-    gram = (A.mT @ A) ** m
-    w = torch.linalg.lstsq(gram, (inside * A).sum(0).unsqueeze(-1)).solution.squeeze(-1)
+    w = best_weights(times, rows, columns, A)
     size = w.abs().clamp(min=1e-12 * float(w.abs().max())) ** (1 / m)
     sign = w.sign() if m % 2 == 0 else torch.ones_like(w)
     C = A * (size if m % 2 == 0 else size * w.sign())

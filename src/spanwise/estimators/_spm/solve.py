@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.estimators._spm.ascent import Log, polish
-from spanwise.estimators._spm.objective import Objective
-from spanwise.estimators._spm.refine import Times, refine
+from spanwise.estimators._spm.ascent import Log
+from spanwise.estimators._spm.refine import Times, best_weights, refine
 from spanwise.estimators._spm.search import search, warn_unreached
 from spanwise.estimators._spm.spectrum import Spectrum, decompose
 from spanwise.linalg.symmetric import SymmetricSpace
@@ -128,6 +127,8 @@ def solve_spectrum(
     if options.refine and A.shape[1]:
         w, A, steps = refine(times, rows, columns, A, options.refine)
         log.newton_steps += steps
+    elif A.shape[1] and not log.exact:
+        w = best_weights(times, rows, columns, A)
     w, A = _canonical(w, A, columns.order + rows.order)
     left = rows.power(A)
     right = left if rows is columns else columns.power(A)
@@ -159,8 +160,6 @@ def _solve(
     )
     if not A.shape[1]:
         return A.new_zeros(0), A, log
-    if not log.exact:
-        A = polish(Objective(spectrum.rows, spectrum.V, spectrum.rest), A, log)
     warn_unreached(log, options.component_tol, A.shape[1])
     return spectrum.weights(A), A, log
 
