@@ -418,6 +418,13 @@ class TestContract(OutlierSuite):
         with pytest.warns(ConvergenceWarning, match="Raise max_iter, or scale the data"):
             GODS(max_iter=1).fit(data().numpy())
 
+    def test_progress_is_told_only_where_it_is_asked_for(self, capsys):
+        fitted(max_iter=20)
+        assert capsys.readouterr().err == ""
+        fitted(max_iter=20, verbose=True)
+        told = capsys.readouterr().err.splitlines()
+        assert told[-1].startswith("GODS step 20/20  objective")
+
     def test_a_share_of_the_features_is_a_number_of_directions(self):
         assert fitted(n_directions=0.5).frames_.shape == (2, D, 3)
         assert fitted(n_directions=1.0).frames_.shape == (2, D, D)

@@ -26,6 +26,7 @@ from spanwise.estimators._gods.objective import Objective, mirrored
 from spanwise.estimators._gods.options import PAPER, Preset, check_options, directions
 from spanwise.estimators._gods.pyod import PyodAdapter
 from spanwise.estimators._gods.starts import PAIR, Start, begin
+from spanwise.estimators._progress import ProgressLine
 from spanwise.linalg import riemannian_cg
 
 _STILL_FALLING = 0.01
@@ -80,6 +81,7 @@ class GODS(OutlierMixin, Estimator):
         retries: Searches that may fail in a row; see `spanwise.linalg.riemannian_cg`.
         n_init: Starts, run as one batch; the lowest F wins.
         random_state: Seed or generator of the starts and landmarks; None is seed 0.
+        verbose: Whether the descent tells its progress, one line on stderr.
 
     Attributes:
         frames_: W1 and W2, `(2, d, k)`, on scaled features or kernel coordinates.
@@ -128,6 +130,7 @@ class GODS(OutlierMixin, Estimator):
         retries: int = 3,
         n_init: int = 1,
         random_state: Any = None,
+        verbose: bool = False,
     ) -> None:
         self.n_directions = n_directions
         self.eta = eta
@@ -145,6 +148,7 @@ class GODS(OutlierMixin, Estimator):
         self.retries = retries
         self.n_init = n_init
         self.random_state = random_state
+        self.verbose = verbose
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> "GODS":
@@ -178,16 +182,22 @@ class GODS(OutlierMixin, Estimator):
         k = directions(self.n_directions, z.shape[1])
         objective = Objective(z, self.eta, self.lam, self.coupling * len(z))
         costs: list[Tensor] = []
-        found = riemannian_cg(
-            objective.cost,
-            objective.gradient,
-            begin(z, k, self.eta, self.start, self.n_init, generator),
-            PAIR,
-            iterations=self.max_iter,
-            gradient_tolerance=self.tol * len(z),
-            retries=self.retries,
-            callback=lambda _, cost: costs.append(cost.clone()),
-        )
+        with ProgressLine(self.verbose, "GODS step", self.max_iter) as line:
+
+            def tell(step: int, cost: Tensor) -> None:
+                costs.append(cost.clone())
+                line(step, f"objective {float(cost.min()):.4g}")
+
+            found = riemannian_cg(
+                objective.cost,
+                objective.gradient,
+                begin(z, k, self.eta, self.start, self.n_init, generator),
+                PAIR,
+                iterations=self.max_iter,
+                gradient_tolerance=self.tol * len(z),
+                retries=self.retries,
+                callback=tell,
+            )
         best = int(found.cost.argmin())
         frames, biases = mirrored(found.point[0][best], found.point[1][best])
         self.frames_, self.biases_ = back(frames), back(biases)
