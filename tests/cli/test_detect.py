@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +78,24 @@ def test_one_file_is_learned_from_and_judged(files, capsys):
     assert summary["outside"] == 12
     assert summary["learned_from"]["samples"] == 60
     assert len(summary["lowest"]) == 10
+
+
+def test_few_samples_for_their_features_are_told(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(9, 3)))
+    assert main(["detect", str(tmp_path / "a.npy")]) == 0
+    assert "9 samples are few for 3 features" in capsys.readouterr().out
+
+
+def test_help_teaches_without_loading_torch():
+    code = (
+        "import sys\nfrom spanwise.cli import main\n"
+        "try: main(['detect', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("FILE", "--train", "--contamination", "most first", "standard deviations"):
+        assert word in done.stdout
 
 
 def test_parameters_are_the_detectors(files, capsys):

@@ -24,6 +24,9 @@ FILES = {
     "summary.json": "counts, threshold, and which features push outliers out",
 }
 
+FEW = 4
+"""Samples a feature, below which the learned ones say little about new ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectOptions(TableOptions):
@@ -169,6 +172,12 @@ def _detector(
     asked = options._asked()
     asked.setdefault("contamination", 0.1 if options.train is None else 0.01)
     detector = GODS(**asked, random_state=options.seed)
+    if len(normal) < FEW * len(table.columns):
+        terminal.say(
+            f"note: {len(normal)} samples are few for {len(table.columns)} features: samples that "
+            "were learned score better than new ones, so that too many new ones may be out. Look "
+            "at the order of the scores, or raise the number of samples."
+        )
     detector.fit(on_device(normal.values, options.device))
     return detector, table, {"file": str(normal.path), "samples": len(normal)}
 
