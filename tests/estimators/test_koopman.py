@@ -351,27 +351,30 @@ class TestInput:
 class TestBadInput:
     @pytest.mark.bad_input
     @pytest.mark.parametrize(
-        ("model", "message"),
+        ("make", "message"),
         [
-            (DMD(0), "n_components must be at least 1, got 0"),
-            (DMD(1.5), r"n_components must be None, an integer or a share"),
-            (DMD(dt=0.0), "dt must be finite and above 0, got 0.0"),
-            (DMD(time_axis=2), "time_axis must be 0 .* or 1 .*, got 2"),
-            (DMD(rank_tol=-1.0), "rank_tol must be at least 0 and below 1"),
-            (EDMD("splines"), "observables must be one of 'identity', 'polynomial', 'thin_plate'"),
-            (EDMD(degree=0), "degree must be at least 1, got 0"),
-            (EDMD(n_centers=0), "n_centers must be at least 1, got 0"),
-            (EDMD(lambda x: x[:1]), r"observables must return \(N, D\)"),
-            (KernelDMD("spline"), "kernel must be one of 'rbf', 'polynomial', 'linear'"),
-            (KernelDMD(gamma=0.0), "gamma must be None or above 0"),
-            (KernelDMD(n_components=0), "n_components must be None or at least 1"),
-            (KernelDMD(max_landmarks=0), "max_landmarks must be at least 1"),
-            (KernelDMD(coef0=-1.0), "coef0 not negative"),
+            (lambda: DMD(0), "n_components must be at least 1, got 0"),
+            (lambda: DMD(1.5), r"n_components must be None, an integer or a share"),
+            (lambda: DMD(dt=0.0), "dt must be finite and above 0, got 0.0"),
+            (lambda: DMD(time_axis=2), "time_axis must be 0 .* or 1 .*, got 2"),
+            (lambda: DMD(rank_tol=-1.0), "rank_tol must be at least 0 and below 1"),
+            (
+                lambda: EDMD("splines"),
+                "observables must be one of 'identity', 'polynomial', 'thin_plate'",
+            ),
+            (lambda: EDMD(degree=0), "degree must be at least 1, got 0"),
+            (lambda: EDMD(n_centers=0), "n_centers must be at least 1, got 0"),
+            (lambda: EDMD(lambda x: x[:1]), r"observables must return \(N, D\)"),
+            (lambda: KernelDMD("spline"), "kernel must be one of 'rbf', 'polynomial', 'linear'"),
+            (lambda: KernelDMD(gamma=0.0), "gamma must be None or above 0"),
+            (lambda: KernelDMD(n_components=0), "n_components must be None or at least 1"),
+            (lambda: KernelDMD(max_landmarks=0), "max_landmarks must be at least 1"),
+            (lambda: KernelDMD(coef0=-1.0), "coef0 not negative"),
         ],
     )
-    def test_options_out_of_range(self, model, message):
+    def test_options_out_of_range(self, make, message):
         with pytest.raises(ValueError, match=message):
-            model.fit(koopman_invariant(3, 5))
+            make().fit(koopman_invariant(3, 5))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_what_is_not_finite(self, bad):

@@ -324,14 +324,18 @@ class TestTraining:
     def test_held_out_trajectories_end_the_training(self):
         rng = np.random.default_rng(0)
         X = rng.standard_normal((6, 12, 4))  # nothing to learn: only to remember
-        with pytest.warns(ConvergenceWarning, match=r"learned next to nothing.*Raise max_steps"):
-            model = fitted(
-                X, warn=True, n_latent=4, hidden=(64,), max_steps=2000, lr=1e-2, patience=5,
-                validation_fraction=0.3,
-            )  # fmt: skip
+        model = fitted(
+            X, n_latent=4, hidden=(64,), max_steps=2000, lr=1e-2, patience=5,
+            validation_fraction=0.3,
+        )  # fmt: skip
         assert model.n_iter_ < 2000
         looks = model.validation_history_
         assert looks[:, 1].argmin() == len(looks) - 1 - 5
+
+    def test_a_model_no_better_than_the_mean_state_warns(self):
+        X = np.random.default_rng(0).standard_normal((6, 12, 8))
+        with pytest.warns(ConvergenceWarning, match=r"learned next to nothing.*Raise max_steps"):
+            fitted(X, warn=True, n_latent=1, max_steps=2)
 
     def test_the_best_weights_seen_are_kept(self):
         rng = np.random.default_rng(0)
@@ -532,6 +536,7 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="n_latent = 5 exceeds the 2 state variables"):
             LRAN(5, max_steps=300, lr=1e-2).fit(koopman_invariant(10, 12))
 
+    @pytest.mark.bad_input
     def test_a_module_that_is_none(self):
         with pytest.raises(TypeError, match=r"module must be an LRANModule, got Linear\. Wrap"):
             LRAN(module=nn.Linear(2, 2)).fit(koopman_invariant(3, 12))

@@ -77,8 +77,8 @@ class Trajectories:
         return self.back(oriented(stacked, time_axis))
 
 
-def oriented(states: Float[Tensor, "*batch T n"], time_axis: int) -> Float[Tensor, "*batch a b"]:
-    """States in rows, or in columns where that is how the caller has them."""
+def oriented(states: Tensor, time_axis: int) -> Tensor:
+    """`(*batch, T, n)` with states in rows, or in columns where the caller has them so."""
     return states.mT if time_axis == 1 else states
 
 
