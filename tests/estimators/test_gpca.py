@@ -1,11 +1,14 @@
 """Subspace clustering by moments: planes are found, noise is taken out, labels are right."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from conformance.estimators import EstimatorSuite
 from spanwise.estimators import GPCA
 from spanwise.estimators.gpca import k_subspaces
 from spanwise.linalg import principal_angles
@@ -37,19 +40,19 @@ def test_two_planes_without_noise_are_found_exactly_from_the_moment_alone(order)
 
 
 def test_more_planes_than_their_dimensions_fill_the_space_are_told_apart():
-    X, y, _ = planes(k=6, d=9, noise=0.1, n=200)  # 12 dimensions of planes in 9
+    X, y, _ = planes(k=6, d=9, noise=0.1)  # 12 dimensions of planes in 9
     model = GPCA(6, 2).fit(X)
     assert adjusted_rand_score(y, model.labels_) > 0.9
     assert adjusted_rand_score(y, KMeans(6, n_init=5, random_state=0).fit_predict(X)) < 0.2
 
 
 def test_the_noise_variance_is_estimated_and_taken_out():
-    X, _, bases = planes(noise=0.2, n=3000)
+    X, _, bases = planes(noise=0.2, n=1500)
     model = GPCA(3, 2, max_iter=0).fit(X)
-    assert abs(model.noise_variance_ - 0.04) < 0.002
+    assert abs(model.noise_variance_ - 0.04) < 0.004
     left_in = GPCA(3, 2, max_iter=0, noise_variance=None).fit(X)
     assert left_in.noise_variance_ == 0
-    assert worst_angle(bases, model.subspaces_) < 0.05
+    assert worst_angle(bases, model.subspaces_) < 0.08
     given = GPCA(3, 2, max_iter=0, noise_variance=0.04).fit(X)
     assert given.noise_variance_ == pytest.approx(0.04)
 
@@ -70,6 +73,18 @@ def test_k_subspaces_stop_where_no_point_moves_and_keep_empty_ones():
     assert turns == 1
     assert adjusted_rand_score(y, labels) == 1
     torch.testing.assert_close(subspaces[2], start[2])
+
+
+def test_a_random_start_wins_only_by_a_smaller_inertia():
+    g = np.random.default_rng(1)
+    X = g.standard_normal((60, 6))  # no subspaces at all: the moment knows nothing
+    alone = GPCA(3, 2, n_random=0).fit(X)
+    model = GPCA(3, 2, n_random=20).fit(X)
+    assert alone.from_moment_
+    assert model.inertia_ <= alone.inertia_
+    assert model.from_moment_ == (model.inertia_ == alone.inertia_)
+    clear = GPCA(2, 2).fit(planes(k=2)[0])
+    assert clear.from_moment_
 
 
 def test_points_go_to_the_nearest_subspace():
@@ -107,3 +122,12 @@ def test_scale_changes_nothing_but_the_units():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GPCA(**options).fit(planes()[0])
+
+
+class TestContract(EstimatorSuite):
+    estimator = GPCA
+    options: ClassVar = {"n_clusters": 2, "subspace_dim": 2, "n_init": 1, "n_random": 1}
+    exceptions: ClassVar = {}
+    no_checks = (
+        "scikit-learn's checks fit two clusters in two features, which no fourth moment tells"
+    )

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+from conformance.estimators import EstimatorSuite
 from spanwise.estimators import SubspacePowerMethod, symmetric_cp
 from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._moments import moment_flattening
@@ -415,3 +417,18 @@ def test_a_tensor_on_cuda_stays_there():
     found_w, found, _ = symmetric_cp(build(A, w, 4).cuda())
     assert found.is_cuda
     assert match(A, w, found_w.cpu(), found.cpu())[0] < 1e-10
+
+
+class TestContract(EstimatorSuite):
+    """Of tensors: `fit` takes one, and nothing is answered for samples."""
+
+    estimator = SubspacePowerMethod
+    options: ClassVar = {"rank": 4}
+    takes_samples = False
+    no_checks = "fit takes a symmetric tensor, scikit-learn's checks fit samples in rows"
+
+    def data(self, seed=0):
+        return build(unit(5, 4, seed=seed), torch.ones(4, dtype=F64), 4).numpy()
+
+    def answers(self, model, X):
+        return {"components": model.components_, "weights": model.weights_}

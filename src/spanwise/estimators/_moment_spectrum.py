@@ -103,9 +103,7 @@ def few_samples(
     return Spectrum(space, space, V, values[:r], V, None, values)
 
 
-def few_components(
-    moment: MomentOperator, rank: int, generator: torch.Generator
-) -> tuple[Spectrum, bool]:
+def few_components(moment: MomentOperator, rank: int) -> tuple[Spectrum, bool]:
     """The `rank` eigenvalues of largest magnitude, and whether they are found to rounding.
 
     A block Krylov iteration with full orthogonalisation, started again from its best vectors.
@@ -113,14 +111,13 @@ def few_components(
     Args:
         moment: The operator.
         rank: How many, at most the dimension.
-        generator: Of the start.
     """
     C, X = moment.space.dim, moment.X
     width = rank + _EXTRA
     if 3 * width > C:
         M = moment @ torch.eye(C, dtype=X.dtype, device=X.device)
         return decompose(M, moment.space, moment.space, rank, 1.0), True
-    start = gaussian((C, width), generator=generator, dtype=X.dtype, device=X.device)
+    start = gaussian((C, width), generator=None, dtype=X.dtype, device=X.device)
     block = torch.linalg.qr(start)[0]
     Q, image = block[:, :0], block[:, :0]
     for _ in range(_PASSES):
@@ -163,11 +160,10 @@ def estimated_residual(
     moment: MomentOperator,
     w: Float[Tensor, " r"],
     left: Float[Tensor, "C r"],
-    generator: torch.Generator,
 ) -> float:
     """The same from products with random vectors, whose mean square it is."""
     shape = moment.space.dim, _PROBES
-    probes = gaussian(shape, generator=generator, dtype=w.dtype, device=w.device)
+    probes = gaussian(shape, generator=None, dtype=w.dtype, device=w.device)
     image = moment @ probes
     error = torch.addmm(image, left * w, left.mT @ probes, alpha=-1)
     return float(error.norm() / image.norm())

@@ -15,7 +15,7 @@ from spanwise.estimators._moments import moment_flattening
 from spanwise.estimators._spm.solve import Options
 from spanwise.estimators._spm.spectrum import rank_bound, spaces
 from spanwise.estimators._symmetric_btd import solve_blocks
-from spanwise.linalg._arrays import peak_sign
+from spanwise.linalg._arrays import gaussian, peak_sign
 
 _SEARCH = Options(component_tol=1 - 1e-9, max_iter=40, n_tries=1)
 """Of every start the best subspaces are taken as they are: `n_init` starts compete by inertia."""
@@ -37,6 +37,8 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         noise_variance: Variance of isotropic Gaussian noise that is taken out of the moment of
             order 4; `"auto"` estimates it, None leaves it in, as order 6 has to.
         n_init: Decompositions from other starts; the one with the smallest inertia is kept.
+        n_random: k-subspaces starts from so many random subspaces as well, and the smallest
+            inertia wins: where clusters are only roughly subspaces, the moment may mislead.
         max_iter: Rounds of k-subspaces at most; 0 keeps the moment's subspaces.
         random_state: None is seed 0; an integer, or a generator of torch or numpy.
 
@@ -45,6 +47,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         subspaces_: `(K, d, l)`, orthonormal bases.
         inertia_: Sum of squared distances to the nearest subspaces.
         moment_inertia_: The same for the moment's own subspaces, before k-subspaces.
+        from_moment_: Whether the subspaces come from the moment, not from a random start.
         noise_variance_: What was taken out of the moment.
         eigenvalues_: Of the flattened moment: K binom(l + n - 1, n) of them stand out.
         n_iter_: Rounds of k-subspaces.
@@ -64,6 +67,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         order: int = 4,
         noise_variance: float | str | None = "auto",
         n_init: int = 5,
+        n_random: int = 20,
         max_iter: int = 50,
         random_state: Any = None,
     ) -> None:
@@ -72,6 +76,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         self.order = order
         self.noise_variance = noise_variance
         self.n_init = n_init
+        self.n_random = n_random
         self.max_iter = max_iter
         self.random_state = random_state
 
@@ -105,8 +110,16 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         assert best is not None
         self.moment_inertia_, subspaces, eigenvalues = best
         subspaces, labels, self.n_iter_ = k_subspaces(points, subspaces, self.max_iter)
-        subspaces = subspaces * peak_sign(subspaces)
         self.inertia_ = float(_distances(points, subspaces).amin(0).square().sum())
+        self.from_moment_ = True
+        for _ in range(self.n_random if self.max_iter else 0):
+            start = self._random_start(d, points, generator)
+            other, others, turns = k_subspaces(points, start, self.max_iter)
+            inertia = float(_distances(points, other).amin(0).square().sum())
+            if inertia < self.inertia_ * (1 - 1e-9):
+                subspaces, labels, self.n_iter_ = other, others, turns
+                self.inertia_, self.from_moment_ = inertia, False
+        subspaces = subspaces * peak_sign(subspaces)
         self.noise_variance_ = variance * size**2
         self.subspaces_ = back(subspaces.to(dtype))
         self.eigenvalues_ = back((eigenvalues * size**self.order).to(dtype))
@@ -128,6 +141,11 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         distances, _ = self._measured(X)
         return -float(distances.amin(0).square().sum())
 
+    def _random_start(self, d: int, points: Tensor, generator: torch.Generator) -> Tensor:
+        shape = self.n_clusters, d, self.subspace_dim
+        drawn = gaussian(shape, generator=generator, dtype=points.dtype, device=points.device)
+        return torch.linalg.qr(drawn)[0]
+
     def _measured(self, X: Any) -> tuple[Tensor, Any]:
         check_is_fitted(self)
         samples, back = self._samples(X, reset=False)
@@ -143,7 +161,13 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
     def _check(self) -> None:
         if self.order not in (4, 6):
             raise ValueError(f"order must be 4 or 6, got {self.order}.")
-        for name, least in (("n_clusters", 1), ("subspace_dim", 1), ("n_init", 1), ("max_iter", 0)):
+        for name, least in (
+            ("n_clusters", 1),
+            ("subspace_dim", 1),
+            ("n_init", 1),
+            ("max_iter", 0),
+            ("n_random", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         noise = self.noise_variance

@@ -98,7 +98,7 @@ def solve_moments(
     assert not isinstance(noise_variance, str)
     variance = float(noise_variance or 0.0)
     moment = MomentOperator(X, rows, cumulant=cumulant, noise_variance=variance / peak**2)
-    spectrum, settled = few_components(moment, rank, generator)
+    spectrum, settled = few_components(moment, rank)
     check(rank)
     if not settled:
         warnings.warn(
@@ -109,7 +109,7 @@ def solve_moments(
         )
 
     def estimate(w: Tensor, left: Tensor, right: Tensor) -> float:
-        return estimated_residual(moment, w, left, generator)
+        return estimated_residual(moment, w, left)
 
     scale = peak**order
     return *solve_spectrum(
