@@ -42,6 +42,7 @@ class Adapter:
     Attributes:
         others: Tensors that are no factors of a linear map -> why they are none. PEFT keeps whole
             tensors so (`modules_to_save`, biases); `other` reads them.
+        tensors: All of them, factors too, by PEFT's names.
         embeddings: Which of the weights are tables of tokens.
 
     Raises:
@@ -53,7 +54,7 @@ class Adapter:
     def __init__(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
     ) -> None:
-        self.config, self._tensors = dict(config or {}), tensors
+        self.config, self.tensors = dict(config or {}), open_tensors(tensors)
         _check_start(self.config, "the adapter")
         self._pairs, self.others, self.embeddings = _pairs(tensors)
         if self.config.get("ensure_weight_tying"):
@@ -71,9 +72,11 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self._pairs
 
-    def other(self, key: str) -> Tensor:
-        """One of `others`, as it is stored."""
-        return self._tensors[key].detach()
+    def other(self, key: str, rows: slice | None = None) -> Tensor:
+        """One of `others` as it is stored, or some of its rows."""
+        if rows is None:
+            return self.tensors[key].detach()
+        return self.tensors.rows(key, rows.start, rows.stop).detach()
 
     def is_transposed(self, name: str) -> bool:
         """Whether a weight is stored with its inputs as rows: tables, and `fan_in_fan_out`."""

@@ -132,6 +132,26 @@ def test_an_adapter_that_changed_its_own_base_is_refused(tmp_path, start):
         Adapter(factors, config)
 
 
+def test_what_an_adapter_keeps_whole_is_read_by_rows(tmp_path, monkeypatch):
+    """A head of a gigabyte is looked at in blocks: none of them may read all of it."""
+    base = {"layers.0.up.weight": torch.zeros(10, 6), "head.weight": torch.zeros(600, 300)}
+    own = {**adapter()[0], "base_model.model.head.weight": torch.ones(600, 300)}
+    save_tensors(tmp_path / "adapter_model.safetensors", own)
+    opened, lengths = open_adapter(tmp_path), []
+    plain = type(opened.tensors).rows
+
+    def rows(self, name, start, stop, into=None):
+        lengths.append(stop - start)
+        return plain(self, name, start, stop, into)
+
+    monkeypatch.setattr(type(opened.tensors), "rows", rows)
+    monkeypatch.setattr("spanwise.merging._job.BLOCK", 3000)
+    monkeypatch.setattr("spanwise.merging._work.BLOCK", 3000)
+    merged = merge(base, [opened], "task_arithmetic", alpha=0.5)
+    assert torch.equal(merged["head.weight"], torch.full((600, 300), 0.5))
+    assert lengths == [10] * 60
+
+
 def test_an_ia3_folder_is_refused_with_the_ways_out_which_work(tmp_path):
     for seed, name in enumerate("ab"):
         vectors = {"base_model.model.layers.0.up.ia3_l": torch.full((10, 1), 1.0 + seed)}

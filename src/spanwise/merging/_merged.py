@@ -90,7 +90,10 @@ class Merged(Mapping[str, Tensor]):
 
     @property
     def removed(self) -> dict[str, tuple[float, float]]:
-        """Tensor -> (energy that `avoid` and `within` took of all updates, energy before)."""
+        """Tensor -> (energy that `avoid` and `within` took of all updates, energy before).
+
+        Methods that look at the updates several times count them as often: read the ratio.
+        """
         from spanwise.merging._folder import removed
 
         return removed(self._job)

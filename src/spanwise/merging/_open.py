@@ -52,13 +52,13 @@ class Applied(ReaderAround):
     @override
     def dtype(self, name: str) -> torch.dtype:
         whole = self._whole.get(name)
-        own = self._tensors.dtype(name) if whole is None else self._adapter.other(whole).dtype
+        own = (self._tensors if whole is None else self._adapter.tensors).dtype(whole or name)
         return torch.promote_types(own, torch.float32) if name in self._adapter else own
 
     @override
     def rows(self, name: str, start: int, stop: int, into: Tensor | None = None) -> Tensor:
         if name in self._whole:
-            stored = self._adapter.other(self._whole[name])[start:stop]
+            stored = self._adapter.other(self._whole[name], slice(start, stop))
         else:
             stored = self._tensors.rows(name, start, stop, into)
         if name not in self._adapter:

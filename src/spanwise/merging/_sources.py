@@ -171,8 +171,7 @@ class AdapterSource(Source):
         return self.adapter.update(self._names[name], like.dtype, like.device, rows)
 
     def _replacing(self, name: str, like: Tensor, rows: slice | None) -> Tensor:
-        held = self.adapter.other(self.whole[name])
-        return (held if rows is None else held[rows]).to(like.device, like.dtype)
+        return self.adapter.other(self.whole[name], rows).to(like.device, like.dtype)
 
 
 def whole_tensors(
@@ -201,7 +200,7 @@ def whole_tensors(
                 f"{label} holds {key!r}, which is no factor of a linear map and no tensor of its "
                 "base: load it with PEFT, save the result of merge_and_unload(), and give that."
             )
-        shape = tuple(adapter.other(key).shape)
+        shape = adapter.tensors.shape(key)
         if shape != base.shape(name):
             raise ValueError(
                 f"{label} replaces {name!r} by shape {shape}, the base's is {base.shape(name)}: "

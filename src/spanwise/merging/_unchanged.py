@@ -47,8 +47,11 @@ def _replaced(model: AdapterSource, base: Source, name: str) -> bool:
     """Whether an adapter keeps a tensor whole that is not the base's."""
     if name not in model.whole:
         return False
-    own, held = base.read(name), model.adapter.other(model.whole[name])
-    return not torch.equal(held, own.to(held.dtype))
+    for rows in _blocks(base, name):
+        held = model.adapter.other(model.whole[name], rows)
+        if not torch.equal(held, base.read(name, rows).to(held.dtype)):
+            return True
+    return False
 
 
 def _blocks(base: Source, name: str) -> list[slice | None]:
