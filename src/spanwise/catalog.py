@@ -172,6 +172,23 @@ METHODS: tuple[MethodCard, ...] = (
         "better than a one-class SVM.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="subspace-power-method",
+        family="estimators",
+        entries=(
+            "spanwise.estimators:SubspacePowerMethod",
+            "spanwise.estimators:symmetric_cp",
+            "spanwise.estimators:symmetric_btd",
+            "spanwise.estimators:GPCA",
+        ),
+        title="Subspace Power Method for Symmetric Tensor Decomposition",
+        authors="Kileel, Pereira",
+        year=2019,
+        arxiv="1912.04007",
+        claim="Many more components than dimensions, and their number, are found to rounding, one "
+        "order of magnitude faster.",
+        verdict="not reproduced",
+    ),
 )
 
 
