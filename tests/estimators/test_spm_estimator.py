@@ -195,6 +195,14 @@ def test_an_orthogonal_change_of_basis_turns_the_components():
     assert match(Q @ A, w, found_w, found)[0] < 1e-10
 
 
+def test_the_order_of_modes_changes_nothing():
+    T = build(unit(5, 8), signs(8), 4)
+    w, A, _ = symmetric_cp(T)
+    other_w, other, _ = symmetric_cp(T.permute(2, 0, 3, 1))
+    torch.testing.assert_close(other, A, atol=1e-10, rtol=0)
+    torch.testing.assert_close(other_w, w, atol=1e-10, rtol=0)
+
+
 def test_orthogonal_components_are_eigenvectors():
     A = random_basis(7, 4, dtype=F64)
     w = torch.tensor([3.0, 2.0, -1.5, 1.0], dtype=F64)
@@ -215,7 +223,7 @@ def test_noise_costs_as_much_as_it_is_large(noise):
     error, got, expected, _ = match(A, w, found_w, found)
     assert error < 3 * noise
     assert (got - expected).abs().max() < 10 * noise
-    assert info.residual < 1.5 * noise
+    assert info.residual < noise  # of which a part is fitted; measured 0.93 of it
 
 
 def test_one_dimension_and_rank_one():

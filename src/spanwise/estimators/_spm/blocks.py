@@ -56,7 +56,7 @@ def search_blocks(
     options: Options,
     generator: torch.Generator,
     log: Log,
-) -> list[Float[Tensor, "d l"]]:
+) -> list[Tensor]:
     """Orthonormal bases of the subspaces whose symmetric tensors span the range of V.
 
     Args:
@@ -156,7 +156,7 @@ def _subspace_at(objective: Objective, x: Float[Tensor, " d"], block: int | None
 
 
 def block_terms(
-    M: Float[Tensor, "C C"], spectrum: Spectrum, bases: list[Float[Tensor, "d l"]], log: Log
+    M: Float[Tensor, "C C"], spectrum: Spectrum, bases: list[Tensor], log: Log
 ) -> tuple[list[Tensor], list[Tensor], BlockTermInfo]:
     """Cores, bases and what to tell; largest core first.
 
