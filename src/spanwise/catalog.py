@@ -189,6 +189,18 @@ METHODS: tuple[MethodCard, ...] = (
         "order of magnitude faster.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="mlc",
+        family="estimators",
+        entries=("spanwise.estimators:MLC",),
+        title="Unsupervised Manifold Linearizing and Clustering",
+        authors="Ding, Tong, Chan, Dai, Ma, Haeffele",
+        year=2023,
+        arxiv="2301.01805",
+        claim="Features and clusters learned together by rate reduction cluster better than fixed "
+        "features, and make each cluster a subspace.",
+        verdict="not reproduced",
+    ),
 )
 
 

@@ -46,7 +46,7 @@ def unrolled(curves):
     """The fit that several tests look at."""
     X, _ = curves
     return fitted(
-        X, n_features=8, hidden=(64, 64), augment=0.1, ssl_epochs=60, epochs=60, lr=1e-3, eta=0.05,
+        X, n_features=8, hidden=(64, 64), augment=0.1, ssl_epochs=50, epochs=40, lr=1e-3, eta=0.05,
         batch_size=150, select=None, n_init=5,
     )  # fmt: skip
 

@@ -259,7 +259,7 @@ def draw_sets(ax: "Axes", result: Result) -> None:
             ax.scatter([at] * len(found), found, s=6, color=colour, linewidths=0, zorder=3)
     ax.set_xticks(range(len(names)), [SETS[name].label.partition(",")[0] for name in names])
     ax.grid(visible=False, axis="x")
-    ax.set(ylabel="accuracy (%)", ylim=(0, 145))
+    ax.set(ylabel="accuracy (%)", ylim=(0, 145), yticks=range(0, 101, 20))
     ax.set_title("Clusters beside classes")
     ax.legend(loc="upper center", ncols=2, fontsize=7.5)
 

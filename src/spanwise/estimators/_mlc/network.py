@@ -52,7 +52,8 @@ class Network(nn.Module):
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A `Linear` initialised as by torch, but drawn from `generator`."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # pyrefly: ignore[bad-assignment]
+    with torch.random.fork_rng([]):  # its own draw is thrown away
+        layer = nn.Linear(inputs, outputs)
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():
         for parameter in layer.parameters():
