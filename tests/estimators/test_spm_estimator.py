@@ -196,7 +196,7 @@ def test_an_orthogonal_change_of_basis_turns_the_components():
 
 
 def test_the_order_of_modes_changes_nothing():
-    T = build(unit(5, 8), signs(8), 4)
+    T = build(unit(5, 8), signs(8) * torch.linspace(1, 2, 8, dtype=F64), 4)
     w, A, _ = symmetric_cp(T)
     other_w, other, _ = symmetric_cp(T.permute(2, 0, 3, 1))
     torch.testing.assert_close(other, A, atol=1e-10, rtol=0)
