@@ -41,27 +41,27 @@ def test_two_planes_without_noise_are_found_exactly_from_the_moment_alone(order)
 
 def test_more_planes_than_their_dimensions_fill_the_space_are_told_apart():
     X, y, _ = planes(k=6, d=9, noise=0.1)  # 12 dimensions of planes in 9
-    model = GPCA(6, 2).fit(X)
+    model = GPCA(6, 2, n_init=2, n_random=2).fit(X)
     assert adjusted_rand_score(y, model.labels_) > 0.9
     assert adjusted_rand_score(y, KMeans(6, n_init=5, random_state=0).fit_predict(X)) < 0.2
 
 
 def test_the_noise_variance_is_estimated_and_taken_out():
     X, _, bases = planes(noise=0.2, n=1500)
-    model = GPCA(3, 2, max_iter=0).fit(X)
+    model = GPCA(3, 2, n_init=2, max_iter=0).fit(X)
     assert abs(model.noise_variance_ - 0.04) < 0.004
-    left_in = GPCA(3, 2, max_iter=0, noise_variance=None).fit(X)
+    left_in = GPCA(3, 2, n_init=2, max_iter=0, noise_variance=None).fit(X)
     assert left_in.noise_variance_ == 0
     assert worst_angle(bases, model.subspaces_) < 0.08
-    given = GPCA(3, 2, max_iter=0, noise_variance=0.04).fit(X)
+    given = GPCA(3, 2, n_init=2, max_iter=0, noise_variance=0.04).fit(X)
     assert given.noise_variance_ == pytest.approx(0.04)
 
 
 def test_k_subspaces_never_raises_the_inertia():
     X, _, _ = planes(k=4, d=8, dim=3, noise=0.1)
-    model = GPCA(4, 3).fit(X)
+    model = GPCA(4, 3, n_init=2, n_random=2).fit(X)
     assert model.inertia_ <= model.moment_inertia_
-    kept = GPCA(4, 3, max_iter=0).fit(X)
+    kept = GPCA(4, 3, n_init=2, max_iter=0).fit(X)
     assert kept.inertia_ == pytest.approx(kept.moment_inertia_)
     assert kept.n_iter_ == 0
 
@@ -89,7 +89,7 @@ def test_a_random_start_wins_only_by_a_smaller_inertia():
 
 def test_points_go_to_the_nearest_subspace():
     X, _, _ = planes(noise=0.05)
-    model = GPCA(3, 2).fit(X)
+    model = GPCA(3, 2, n_init=2, n_random=2).fit(X)
     np.testing.assert_array_equal(model.predict(X), model.labels_)
     distances = model.transform(X)
     A = model.subspaces_[1]
@@ -100,7 +100,10 @@ def test_points_go_to_the_nearest_subspace():
 
 def test_scale_changes_nothing_but_the_units():
     X, _, _ = planes(noise=0.05)
-    one, other = GPCA(3, 2).fit(X), GPCA(3, 2).fit(1e4 * X)
+    one, other = (
+        GPCA(3, 2, n_init=2, n_random=2).fit(X),
+        GPCA(3, 2, n_init=2, n_random=2).fit(1e4 * X),
+    )
     np.testing.assert_array_equal(one.labels_, other.labels_)
     assert other.noise_variance_ == pytest.approx(1e8 * one.noise_variance_, rel=1e-6)
 
