@@ -201,6 +201,27 @@ METHODS: tuple[MethodCard, ...] = (
         "features, and make each cluster a subspace.",
         verdict="not reproduced",
     ),
+    MethodCard(
+        slug="lran",
+        family="estimators",
+        entries=(
+            "spanwise.estimators:LRAN",
+            "spanwise.estimators:LRANModule",
+            "spanwise.estimators:lran_loss",
+            "spanwise.estimators:DMD",
+            "spanwise.estimators:EDMD",
+            "spanwise.estimators:KernelDMD",
+            "spanwise.estimators:BalancedReduction",
+            "spanwise.estimators:MultiKernelRegressor",
+        ),
+        title="Linearly-Recurrent Autoencoder Networks for Learning Dynamics",
+        authors="Otto, Rowley",
+        year=2019,
+        arxiv="1712.01378",
+        claim="A few learned coordinates in which nonlinear dynamics are linear: forecasts, and "
+        "Koopman eigenfunctions.",
+        verdict="not reproduced",
+    ),
 )
 
 

@@ -296,7 +296,7 @@ def panel(system: str) -> Panel:
                 ax.plot(values, color=colour, alpha=0.25, linewidth=0.8)
             ax.plot(mean, color=colour, label=label, linewidth=2.4 if method == "lran" else 1.6)
         ax.axhline(1, color="#59636e", linewidth=0.8, linestyle=":")
-        ax.set(yscale="log", xlabel="steps ahead", ylabel="relative error", ylim=(None, 3))
+        ax.set(yscale="log", xlabel="steps ahead", ylabel="relative error", ylim=(3e-3, 3))
         ax.set_title(SYSTEMS[system])
         if system == "duffing":
             ax.legend(loc="best", fontsize=8)
