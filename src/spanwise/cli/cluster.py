@@ -1,6 +1,7 @@
 """`spanwise cluster`: clusters of a table's samples, and features in which each is a subspace."""
 
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,13 +104,13 @@ def run(options: ClusterOptions, terminal: Terminal) -> None:
         kept = (*kept, options.known)
     table = read(replace(options, keep=kept), terminal)
     X = on_device(table.values, options.device)
-    model, labels = _fitted(options, table, X, verbose=not terminal.quiet)
+    model, labels, notes = _fitted(options, table, X, verbose=not terminal.quiet)
     Z = as_array(model.transform(X)).astype(float)
     held = np.array([
         float(np.linalg.norm(as_array(model.bases_[label]).T @ z))
         for label, z in zip(labels, Z, strict=True)
     ])  # fmt: skip
-    summary = _summary(options, table, model, labels, held)
+    summary = {**_summary(options, table, model, labels, held), "notes": notes}
     _tell(summary, terminal)
     if options.out is not None:
         inputs = {"data": table.path}
@@ -126,12 +127,16 @@ def run(options: ClusterOptions, terminal: Terminal) -> None:
 
 def _fitted(
     options: ClusterOptions, table: "Table", X: Any, verbose: bool
-) -> "tuple[MLC, np.ndarray]":
+) -> "tuple[MLC, np.ndarray, list[str]]":
+    """The fitted model, labels, and what the fit warned of."""
     from spanwise.estimators import MLC
 
     if options.model is None:
-        model = MLC(**options.options(), verbose=verbose).fit(X)
-        return model, as_array(model.labels_)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model = MLC(**options.options(), verbose=verbose).fit(X)
+        notes = [str(w.message) for w in told if "spanwise" in w.filename]
+        return model, as_array(model.labels_), notes
     model = MLC.load(options.model)
     if model.n_features_in_ != len(table.columns):
         raise ValueError(
@@ -144,7 +149,7 @@ def _fitted(
             f"{options.model} was learned from {', '.join(names[:5])} ..., in this order; "
             f"{table.path} has {', '.join(table.columns[:5])} ..."
         )
-    return model, as_array(model.predict(X))
+    return model, as_array(model.predict(X)), []
 
 
 def _summary(
@@ -200,6 +205,8 @@ def _tell(summary: dict[str, Any], terminal: Terminal) -> None:
             f"{summary['accuracy']:.1%} of the samples agree with the {summary['classes']} known "
             "classes, under the best match"
         )
+    for note in summary["notes"]:
+        terminal.say(f"note: {note}")
 
 
 def _write(
