@@ -16,6 +16,7 @@ from conformance.estimators import EstimatorSuite
 from spanwise.datasets.dynamics import koopman_invariant
 from spanwise.errors import ConvergenceError
 from spanwise.estimators import DMD, LRAN, LRANModule, lran_loss
+from spanwise.estimators._lran.fast import is_plain, loss_and_gradient
 from spanwise.estimators._lran.module import make_module
 from spanwise.estimators._lran.training import Plan, Windows, batch_loss, one_cycle
 
@@ -160,6 +161,22 @@ class TestModule:
         changed = x.clone()
         changed[:, 1:] += 1
         torch.testing.assert_close(net(changed).x_hat, x_hat)
+
+    @pytest.mark.parametrize("steps", [2, 3, 6])
+    @pytest.mark.parametrize("beta", [0.0, 0.7])
+    @pytest.mark.parametrize("hidden", [(), (5,), (4, 6)])
+    def test_the_gradient_by_hand_is_autograd_s(self, steps, beta, hidden):
+        net = module(hidden=hidden)
+        plan = Plan(horizon=steps, delta=0.8, beta=beta, eps=0.1, lr=1e-3, one_cycle=False,
+                    steps=1, batch_size=4, weight_decay=0.0, clip=1.0, patience=1)  # fmt: skip
+        x = draw(4, steps, 3)
+        expected = batch_loss(net, x, None, plan, 0.3).total
+        slopes = torch.autograd.grad(expected, list(net.parameters()))
+        assert is_plain(net)
+        found = loss_and_gradient(net, x, plan, 0.3)
+        torch.testing.assert_close(found, expected.detach(), atol=1e-12, rtol=0)
+        for parameter, slope in zip(net.parameters(), slopes, strict=True):
+            torch.testing.assert_close(parameter.grad, slope, atol=1e-12, rtol=0)
 
     @pytest.mark.parametrize("hidden", [(), (5,), (4, 6)])
     def test_its_layers_are_those_of_sequential_with_the_gradient_of_autograd(self, hidden):

@@ -72,14 +72,16 @@ def lran_loss(
     if beta > 0 and steps < 2:
         raise ValueError("the latent part needs windows of at least 2 states, or beta = 0.")
     weights = (
-        _weights(delta, steps, x.dtype, x.device) if elapsed is None else _shares(delta**elapsed)
+        step_weights(delta, steps, x.dtype, x.device)
+        if elapsed is None
+        else _shares(delta**elapsed)
     )
     relative = (x_hat - x).square().sum(-1) / (x.square().sum(-1) + state_eps)
     reconstruction = (weights * relative).sum(-1).mean()
     if beta == 0:
         return LossParts(reconstruction, reconstruction, torch.zeros_like(reconstruction))
     later = (
-        _weights(delta, steps - 1, x.dtype, x.device)
+        step_weights(delta, steps - 1, x.dtype, x.device)
         if elapsed is None
         else _shares(delta ** (elapsed[..., 1:] - elapsed[..., 1:2]))
     )
@@ -89,7 +91,7 @@ def lran_loss(
 
 
 @lru_cache(maxsize=16)
-def _weights(
+def step_weights(
     delta: float, steps: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, " T"]:
     """delta^t over their sum; nobody may write into it."""

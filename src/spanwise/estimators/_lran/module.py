@@ -87,15 +87,20 @@ class LRANModule(nn.Module):
         return LRANOutput(x_hat, z, z_hat)
 
     def rollout(self, z: Float[Tensor, "B d"], steps: int) -> Float[Tensor, "B T d"]:
-        """`z K^0, ..., z K^(steps - 1)`: all powers at once, in log2(steps) products."""
+        """`z K^0, ..., z K^(steps - 1)`, by one product with all powers."""
+        powers = self.powers(steps)
+        side_by_side = powers.transpose(0, 1).reshape(powers.shape[1], -1)
+        return (z @ side_by_side).view(len(z), steps, -1)
+
+    def powers(self, steps: int) -> Float[Tensor, "T d d"]:
+        """`K^0, ..., K^(steps - 1)`, in log2(steps) products."""
         matrix = self.matrix()
         powers = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)[None]
         power = matrix
         while len(powers) < steps:
-            powers = torch.cat([powers, powers @ power])
+            powers = torch.cat([powers, powers[: steps - len(powers)] @ power])
             power = power @ power if len(powers) < steps else power
-        side_by_side = powers[:steps].transpose(0, 1).reshape(len(matrix), -1)
-        return (z @ side_by_side).view(len(z), steps, -1)
+        return powers
 
     def flow(
         self, z: Float[Tensor, "B d"], elapsed: Float[Tensor, " T"] | Float[Tensor, "B T"]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spanwise.errors import ConvergenceError
+from spanwise.estimators._lran.fast import is_plain, loss_and_gradient
 from spanwise.estimators._lran.loss import LossParts, lran_loss
 from spanwise.estimators._lran.module import LRANModule
 
@@ -130,6 +131,7 @@ def train(
     best, kept, waited = math.inf, None, 0
     order = torch.empty(0, dtype=torch.long)
     parameters = [p for p in module.parameters() if p.requires_grad]
+    plain = is_plain(module)
     for step in range(plan.steps):
         if len(order) < min(plan.batch_size, len(windows.train)):
             fresh = torch.randperm(len(windows.train), generator=generator)
@@ -140,9 +142,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr * one_cycle(step / max(1, plan.steps))
         x, elapsed = windows.gather(rows, plan.horizon)
-        loss = batch_loss(module, x, elapsed, plan, state_eps).total
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if plain and elapsed is None:
+            loss = loss_and_gradient(module, x, plan, state_eps)
+        else:
+            loss = batch_loss(module, x, elapsed, plan, state_eps).total
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         nn.utils.clip_grad_norm_(parameters, plan.clip)
         optimizer.step()
         losses[step] = loss.detach()
