@@ -97,11 +97,11 @@ def draw(system: str, seed: int, size: float) -> Data:
         rest = [dynamics.duffing(200, 20, seed=3 * seed + k) for k in (1, 2)]
         return Data(train, *rest)
     if system == "ks":
-        length = max(60, round(500 * size))
+        length = max(30, round(500 * size))
         runs = dynamics.kuramoto_sivashinsky(8, length, n_points=64, seed=seed)
         return Data(runs[:6], runs[6:7], runs[7:])
     if size < 1:
-        wakes = dynamics.cylinder_wake(5, 40, diameter=6, reynolds=40, settle=10.0, cache=False)
+        wakes = dynamics.cylinder_wake(5, 30, diameter=6, reynolds=40, settle=4.0, cache=False)
     else:
         wakes = dynamics.cylinder_wake(5, 200)
     flat = wakes.reshape(*wakes.shape[:2], -1).astype(np.float64)
