@@ -34,7 +34,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PYTEST)
-	$(PYTEST) --jaxtyping-packages=spanwise,typed_run.checker -m "not bad_input and not slow" --cases 4
+	$(PYTEST) --jaxtyping-packages=spanwise,typed_run.checker -m "not bad_input and not slow" --cases 2
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .

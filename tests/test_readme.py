@@ -92,7 +92,7 @@ def test_every_file_the_readme_links_exists():
 
 def test_every_verb_and_make_target_the_readme_names_exists():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake (\w+)", README):
+    for target in re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for verb in re.findall(r"(?:^|`)spanwise (\w+)", README, flags=re.MULTILINE):
         assert verb in cli.VERBS

@@ -112,8 +112,8 @@ def test_bad_input_of_other_kinds(tmp_path):
         load_table(tmp_path)
     with pytest.raises(ValueError, match=r"expected one of \.csv"):
         load_table(write(tmp_path / "a.xlsx", "a"))
-    with pytest.raises(ValueError, match=r"has no column 'hight'\. Did you mean 'height'\?"):
-        load_table(write(tmp_path / "a.csv", "height\n1\n"), drop=["hight"])
+    with pytest.raises(ValueError, match=r"has no column 'heightt'\. Did you mean 'height'\?"):
+        load_table(write(tmp_path / "a.csv", "height\n1\n"), drop=["heightt"])
     np.save(tmp_path / "o.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"Python objects, which are never loaded"):
         load_table(tmp_path / "o.npy")

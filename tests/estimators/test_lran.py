@@ -261,7 +261,7 @@ class TestTraining:
     @pytest.mark.slow
     def test_a_koopman_invariant_system_is_forecast_to_a_hundredth(self):
         X = koopman_invariant(200, 10).astype(np.float32)
-        model = fitted(X, n_latent=3, hidden=(32, 32), horizon=8, max_steps=6000, lr=2e-2, eps=1e-3)
+        model = fitted(X, n_latent=3, hidden=(32, 32), horizon=8, max_steps=2500, lr=3e-2, eps=1e-3)
         test = koopman_invariant(50, 10, seed=1).astype(np.float32)
         assert -model.score(test, horizon=7) < 1e-2
 

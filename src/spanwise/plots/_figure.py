@@ -1,6 +1,7 @@
 """Figures in the house style, written for light and for dark pages."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,9 @@ def save(fig: "Figure", path: str | Path) -> list[Path]:
         OSError: If writing fails; files that were there are as they were.
     """
     targets = check_path(path)
-    with style():
+    with style(), warnings.catch_warnings():
+        # matplotlib warns by the clock: on a busy machine any legend has taken long.
+        warnings.filterwarnings("ignore", message="Creating legend with loc")
         _adopt(fig)
         content = [_svg(fig) if target.suffix == ".svg" else _png(fig) for target in targets]
     return [write_bytes(*pair) for pair in zip(targets, content, strict=True)]
