@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 import yaml
+from sklearn.exceptions import ConvergenceWarning
 
 from spanwise import catalog, cli
 from spanwise.cli import _shared
@@ -273,11 +274,12 @@ def test_doctor_fails_when_a_base_package_is_missing(monkeypatch, capsys):
     assert "pip install no-such-package" in capsys.readouterr().out
 
 
-def test_a_warning_is_a_line_without_a_place_in_our_code(capsys):
+@pytest.mark.parametrize("kind", [UserWarning, ConvergenceWarning])
+def test_a_warning_is_a_line_without_a_place_in_our_code(kind, capsys):
     before = warnings.showwarning
 
     def call():
-        warnings.warn("the rank was lowered to 3.", stacklevel=2)
+        warnings.warn("the rank was lowered to 3.", kind, stacklevel=2)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

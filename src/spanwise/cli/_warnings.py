@@ -9,7 +9,10 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def plain_warnings(prog: str) -> Iterator[None]:
-    """Show each `UserWarning` of the body as one line on stderr; other kinds stay as they are."""
+    """Show each `UserWarning` of the body as one line on stderr; other kinds stay as they are.
+
+    Its subclasses too: `ConvergenceWarning` is what a fit tells people.
+    """
     usual = warnings.showwarning
 
     def show(
@@ -20,7 +23,7 @@ def plain_warnings(prog: str) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category is UserWarning and file is None:
+        if issubclass(category, UserWarning) and file is None:
             print(f"{prog}: warning: {message}", file=sys.stderr)
         else:
             usual(message, category, filename, lineno, file, line)
