@@ -255,6 +255,8 @@ def open_tensors(source: "str | Path | Mapping[str, Tensor]") -> TensorReader:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order; copies only what is strided or on a device."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if not flat.numel():  # whose stride may be 0, so that it has no view as bytes
+        return memoryview(b"")
     return flat.view(torch.uint8).numpy().data
 
 
