@@ -227,15 +227,28 @@ def test_noise_costs_as_much_as_it_is_large(noise):
 
 
 def test_one_dimension_and_rank_one():
-    w, A, _ = symmetric_cp(np.full((1, 1, 1), -8.0))
-    np.testing.assert_allclose([w[0], A[0, 0]], [-8, 1])
+    for order in (3, 4, 5, 6):
+        w, A, _ = symmetric_cp(np.full((1,) * order, -8.0))
+        np.testing.assert_allclose([w[0], A[0, 0]], [-8, 1])
     w, A, _ = symmetric_cp(build(unit(2, 1), torch.tensor([2.0], dtype=F64), 4))
     np.testing.assert_allclose(w, [2.0], atol=1e-12)
 
 
-def test_the_zero_tensor_has_no_components():
+def test_a_flattening_of_full_rank_may_be_forced():
+    """Every power lies in its range: any components do that span as much."""
+    T = build(unit(2, 5), torch.ones(5, dtype=F64), 4)
+    with pytest.warns(UserWarning, match="at most 1 generic"):
+        w, _, info = symmetric_cp(T, 3, force=True)
+    assert len(w) == 3
+    assert info.fit.sub(1).abs().max() < 1e-10
+
+
+def test_the_zero_tensor_has_no_components(tmp_path):
     w, A, info = symmetric_cp(np.zeros((3, 3, 3, 3)))
     assert (w.shape, A.shape, info.residual) == ((0,), (3, 0), 0.0)
+    model = SubspacePowerMethod().fit(np.zeros((3, 3, 3, 3)))
+    again = SubspacePowerMethod.load(model.save(tmp_path / "none.safetensors"))
+    assert again.components_.shape == (0, 3)
 
 
 def test_results_are_what_went_in_and_canonical():
@@ -399,6 +412,7 @@ def test_more_sources_than_sensors_are_told_apart():
         (3, {"noise_variance": "auto"}, "needs order 4"),
         (4, {"noise_variance": "some"}, "must be a number, None"),
         (4, {"noise_variance": -1.0}, "must not be negative"),
+        (4, {"noise_variance": math.nan}, "must be finite"),
     ],
 )
 def test_bad_moments_are_refused(order, options, message):

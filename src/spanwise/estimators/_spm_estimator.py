@@ -1,5 +1,6 @@
 """`SubspacePowerMethod`: symmetric decompositions and moments, the scikit-learn way."""
 
+import math
 from typing import Any
 
 import torch
@@ -142,8 +143,10 @@ class SubspacePowerMethod(Estimator):
             raise ValueError(
                 f'noise_variance must be a number, None or "auto", got {noise_variance!r}.'
             )
-        if noise_variance is not None and noise_variance != "auto" and float(noise_variance) < 0:
-            raise ValueError(f"noise_variance must not be negative, got {noise_variance}.")
+        if noise_variance not in (None, "auto") and not 0 <= float(noise_variance) < math.inf:
+            raise ValueError(
+                f"noise_variance must be finite and must not be negative, got {noise_variance}."
+            )
         options = Options(
             component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries,
             refine=self.refine,
