@@ -95,6 +95,16 @@ def test_the_suggested_rank_is_the_largest_gap_above_rounding():
     assert _largest_gap(np.array([2.0])) == 1
 
 
+def test_a_tensor_of_zeros_has_nothing_to_choose_or_decompose(tmp_path, capsys):
+    np.save(tmp_path / "T.npy", np.zeros((3, 3, 3, 3)))
+    assert (
+        main(["decompose", str(tmp_path / "T.npy"), "--scree", "--out", str(tmp_path / "s")]) == 0
+    )
+    assert "all are zero" in capsys.readouterr().out
+    assert main(["decompose", str(tmp_path / "T.npy"), "--out", str(tmp_path / "found")]) == 0
+    assert read(tmp_path / "found" / "components.csv") == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -196,7 +196,11 @@ def _scree_only(
     terminal.table(
         ["index", "eigenvalue", "next / this"], rows, title=f"{len(values)} eigenvalues:"
     )
-    terminal.say(f"they fall most after the first {gap}: try --rank {gap}")
+    terminal.say(
+        f"they fall most after the first {gap}: try --rank {gap}"
+        if gap
+        else "all are zero: there is nothing to decompose"
+    )
     summary = {
         "what": _what(options, order, is_tensor),
         "eigenvalues": values.tolist(),
@@ -206,7 +210,7 @@ def _scree_only(
         from spanwise.io import write_json
 
         with results(options, {"data": path}) as folder:
-            _write_values(folder, values, gap, options.pictures)
+            _write_values(folder, values, gap, options.pictures and gap > 0)
             write_json(folder / "summary.json", summary)
         tell_files(options.out, terminal, FILES)
     terminal.result(summary)
@@ -218,6 +222,8 @@ def _largest_gap(values: "np.ndarray") -> int:
 
     size = np.abs(values)
     floor = len(size) * np.finfo(size.dtype).eps * size[0]
+    if not size.any():
+        return 0
     size = np.maximum(size, floor)
     if len(size) < 2:
         return 1
