@@ -115,6 +115,8 @@ def test_parameters_are_the_detectors(files, capsys):
         (["--why", "0"], "why must be at least 1, got 0"),
         (["--model", "a", "--train", "b"], "give --train or --model, not both"),
         (["--model", "a", "--lam", "1"], "lam cannot be set with --model"),
+        (["--model", "a", "--contamination", "0.2"], "contamination cannot be set with --model"),
+        (["--directions", "inf"], "n_directions must be at least 1, or a share"),
         (["--train", "none.csv"], "none.csv: No such file"),
         (["--keep", "idd"], "has no column 'idd'"),
     ],

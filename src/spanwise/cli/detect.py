@@ -65,7 +65,7 @@ class DetectOptions(TableOptions):
             raise ValueError(f"why must be at least 1, got {self.why}.")
         if self.model is not None and self.train is not None:
             raise ValueError("give --train or --model, not both: a model has learned already.")
-        if self.model is not None and set(self._asked()) - {"contamination"}:
+        if self.model is not None and self._asked():
             raise ValueError(
                 f"{', '.join(self._asked())} cannot be set with --model: it has learned already. "
                 "Leave --model out to learn anew."
@@ -75,7 +75,7 @@ class DetectOptions(TableOptions):
         """Parameters of the detector that were given."""
         k = self.directions
         found = {
-            "n_directions": int(k) if k is not None and k >= 1 and k == int(k) else k,
+            "n_directions": int(k) if k is not None and k >= 1 and float(k).is_integer() else k,
             "eta": self.eta,
             "lam": self.lam,
             "scaling": self.scaling,
