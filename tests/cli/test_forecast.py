@@ -93,6 +93,24 @@ def test_a_saved_model_forecasts_as_before(table, tmp_path):
     assert not (second / "errors.csv").exists()
 
 
+def test_a_saved_model_keeps_its_own_step_and_knows_its_columns(tmp_path, capsys, monkeypatch):
+    straight = write(tmp_path / "a.csv", ("east", "north"), rotation(60))
+    turned = write(tmp_path / "b.csv", ("north", "east"), rotation(60)[:, ::-1])
+    out = tmp_path / "next"
+    assert main(["forecast", straight, "--dt", "0.5", "--no-pictures", "--out", str(out)]) == 0
+    saved = ["--model", str(out / "model.safetensors")]
+    drawn = []
+    monkeypatch.setattr("spanwise.plots.forecast", lambda *_, **options: drawn.append(options))
+    assert main(["forecast", straight, *saved, "--out", str(tmp_path / "again")]) == 0
+    assert drawn[0]["dt"] == 0.5
+    capsys.readouterr()
+    assert main(["forecast", turned, *saved]) == 1
+    assert "was learned from east, north ..., in this order" in capsys.readouterr().err
+    for given in (("--dt", "2"), ("--components", "1"), ("--degree", "3"), ("--max-steps", "9")):
+        assert main(["forecast", straight, *saved, *given]) == 1
+        assert "cannot be set with --model" in capsys.readouterr().err
+
+
 def test_what_cannot_work_is_said_in_a_line(table, tmp_path, capsys):
     for options, message in (
         (["--steps", "0"], "steps must be at least 1, got 0"),

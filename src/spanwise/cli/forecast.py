@@ -73,6 +73,13 @@ class ForecastOptions(TableOptions):
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out}.")
         if self.trajectory is not None and self.trajectory in self.drop:
             raise ValueError(f"trajectory = {self.trajectory!r} is among the columns to drop.")
+        learned = {"components": None, "degree": 2, "dt": 1.0, "max_steps": 3000}
+        given = [name for name, usual in learned.items() if getattr(self, name) != usual]
+        if self.model is not None and given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be set with --model: it has learned already. Leave "
+                "--model out to learn anew."
+            )
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def run(options: ForecastOptions, terminal: Terminal) -> None:
         f"{path}: {len(lengths)} trajector{'y' if len(lengths) == 1 else 'ies'} of "
         f"{_span(lengths)} states, {len(history.columns)} variables"
     )
-    shift, scale = _scaling(options, history.paths)
+    shift, scale = _scaling(options, history)
     scaled = [(held - shift) / scale for held in history.paths]
     errors = None if options.model is not None else held_out_errors(options, scaled, terminal)
     model = fitted(options, scaled)
@@ -210,22 +217,26 @@ def held_out_errors(
     return as_array(model.errors_by_horizon(parts, horizon)).astype(float)
 
 
-def _scaling(
-    options: ForecastOptions, paths: "list[np.ndarray]"
-) -> "tuple[np.ndarray, np.ndarray]":
+def _scaling(options: ForecastOptions, history: History) -> "tuple[np.ndarray, np.ndarray]":
     import numpy as np
 
-    whole = np.concatenate(paths).astype(float)
+    whole = np.concatenate(history.paths).astype(float)
     shift, scale = np.zeros(whole.shape[1]), np.ones(whole.shape[1])
     if options.model is not None:
         # A model sees states as those that it learned from were scaled.
         beside = options.model.parent / "summary.json"
         if beside.is_file():
-            held = json.loads(beside.read_text())["scaling"]
+            told = json.loads(beside.read_text())
+            held = told["scaling"]
             if len(held["shift"]) != len(shift):
                 raise ValueError(
                     f"{options.model} forecasts {len(held['shift'])} variables, the data has "
                     f"{len(shift)}."
+                )
+            if told["variables"] != list(history.columns):
+                raise ValueError(
+                    f"{options.model} was learned from {', '.join(told['variables'][:5])} ..., in "
+                    f"this order; the data has {', '.join(history.columns[:5])} ..."
                 )
             return np.asarray(held["shift"]), np.asarray(held["scale"])
     elif options.standardize:
@@ -298,7 +309,7 @@ def _write(
     model.save(folder / "model.safetensors")
     write_json(folder / "summary.json", summary)
     if options.pictures:
-        _draw(folder, options, history, found, values, errors)
+        _draw(folder, options, history, found, values, errors, model.dt)
 
 
 def _draw(
@@ -308,6 +319,7 @@ def _draw(
     found: "list[np.ndarray]",
     values: "np.ndarray",
     errors: "np.ndarray | None",
+    dt: float,
 ) -> None:
     import numpy as np
 
@@ -320,7 +332,7 @@ def _draw(
     fig, ax = plots.figure(width=7)
     joined = np.concatenate([shown[-1:], future])
     plots.forecast(
-        ax, shown[:, widest], joined[:, widest], start=len(shown) - 1, dt=options.dt,
+        ax, shown[:, widest], joined[:, widest], start=len(shown) - 1, dt=dt,
         names=[history.columns[i] for i in widest],
     )  # fmt: skip
     plots.save(fig, folder / "forecast.svg")
