@@ -275,6 +275,8 @@ class TestBadInput:
             ({"subspace_energy": 0.0}, "subspace_energy must lie in"),
             ({"encoder": torch.nn.Unflatten(1, (5, 1))}, r"to \(n, width\), got \(2, 5, 1\)"),
             ({"augment": lambda x, g: x[:1]}, "a tensor of the shape of x"),
+            ({"augment": -0.1}, "augment must be finite and at least 0, got -0.1"),
+            ({"augment": float("nan")}, "augment must be finite and at least 0, got nan"),
         ],
     )
     def test_parameters_out_of_range_are_named(self, options, message):
@@ -306,6 +308,13 @@ class TestBadInput:
         )
         constant = np.c_[X, np.full(60, 3.0)]
         assert np.isfinite(fitted(constant, scaling="standard").transform(constant)).all()
+
+    def test_scaling_leaves_a_constant_column_at_nothing(self):
+        X = samples()
+        constant = np.full((len(X), 1), 0.1)
+        assert constant.std() > 0  # by rounding
+        model = fitted(np.hstack([X, constant]), scaling="standard", epochs=0, ssl_epochs=0)
+        assert model.scale_[-1] == 1
 
     def test_membership_of_one_sample_is_refused(self):
         with pytest.raises(ValueError, match="at least 2 samples"):

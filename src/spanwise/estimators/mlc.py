@@ -206,7 +206,9 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         check_parameters(self, self._counts(len(x)), len(x))
         if self.scaling == "standard":
             scale = x.std(0, correction=0)
-            self.mean_, self.scale_ = back(x.mean(0)), back(torch.where(scale > 0, scale, 1))
+            # Rounding of a constant column is no spread.
+            floor = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+            self.mean_, self.scale_ = back(x.mean(0)), back(torch.where(scale > floor, scale, 1))
         x = self._scaled(x)
         generator = make_generator(self.random_state)
         batch = min(self.batch_size, len(x))

@@ -57,6 +57,8 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
             "augment must be None, a float or a function of samples and a torch.Generator, "
             f"got {type(given.augment).__name__}."
         )
+    if isinstance(given.augment, float) and not 0 <= given.augment < math.inf:
+        raise ValueError(f"augment must be finite and at least 0, got {given.augment}.")
     for name, known in (
         ("affinity", get_args(Affinity)),
         ("optimizer", ("adam", "sgd")),
