@@ -132,4 +132,16 @@ def test_other_features_are_named(files, tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("id,height,size\na,1,2\nb,2,3\n")
     assert main(["detect", files[0], "--keep", "id", "--train", str(other)]) == 1
-    assert "size only in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "size only in" in told
+    assert "remove others from the file that has them" in told  # --drop would miss them in one
+
+
+def test_columns_that_a_model_does_not_know_may_be_dropped(files, tmp_path, capsys):
+    out, more = tmp_path / "found", tmp_path / "more.csv"
+    main(["detect", files[1], "--drop", "id", "--out", str(out), "--no-pictures"])
+    more.write_text("height,weight,age,size\n1,2,3,4\n2,3,4,5\n")
+    asked = ["detect", str(more), "--model", str(out / "detector.safetensors")]
+    assert main(asked) == 1
+    assert "Leave columns out with --drop" in capsys.readouterr().err
+    assert main([*asked, "--drop", "size"]) == 0

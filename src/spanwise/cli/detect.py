@@ -160,14 +160,21 @@ def _detector(
             )
         # By name here; the detector itself is given arrays, which have none.
         names = vars(detector).pop("feature_names_in_", [])
-        table = _ordered(table, tuple(names), options.model)
+        way = (
+            "Leave columns out with --drop, or keep them beside the result with --keep; the model "
+            "needs all of its own."
+        )
+        table = _ordered(table, tuple(names), options.model, way)
         return detector, table, {"model": str(options.model)}
     normal = table
     if options.train is not None:
         from spanwise.datasets.tables import load_table
 
         found = load_table(options.train, apart=options.keep, drop=options.drop, key=options.key)
-        normal = _ordered(found, table.columns, table.path)
+        way = (
+            "--drop and --keep are for columns of both: remove others from the file that has them."
+        )
+        normal = _ordered(found, table.columns, table.path, way)
         terminal.say(f"{options.train}: {len(normal)} samples to learn from")
     asked = options._asked()
     asked.setdefault("contamination", 0.1 if options.train is None else 0.01)
@@ -182,8 +189,8 @@ def _detector(
     return detector, table, {"file": str(normal.path), "samples": len(normal)}
 
 
-def _ordered(table: "Table", names: "tuple[str, ...]", other: Path) -> "Table":
-    """The table with its columns in the order of `names`.
+def _ordered(table: "Table", names: "tuple[str, ...]", other: Path, way: str) -> "Table":
+    """The table with its columns in the order of `names`; `way` is what to do where they differ.
 
     Raises:
         ValueError: If it lacks one, or has more.
@@ -199,7 +206,7 @@ def _ordered(table: "Table", names: "tuple[str, ...]", other: Path) -> "Table":
                 for found, path in only
                 if found
             )
-            + ". Leave columns out with --drop, or keep them beside the result with --keep."
+            + f". {way}"
         )
     order = [table.columns.index(name) for name in names]
     return replace(table, values=table.values[:, order], columns=names)
