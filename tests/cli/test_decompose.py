@@ -1,6 +1,7 @@
 """`spanwise decompose` from files to files."""
 
 import csv
+import gzip
 import json
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_scree_shows_eigenvalues_and_decomposes_nothing(table, tmp_path, capsys)
 def test_the_suggested_rank_is_the_largest_gap_above_rounding():
     assert _largest_gap(np.array([5.0, -4.0, 3.0, 1e-15, 1e-19])) == 3
     assert _largest_gap(np.array([2.0])) == 1
+
+
+def test_a_tensor_may_be_compressed(tensor, capsys):
+    packed = tensor.with_name("T.NPY.gz")
+    packed.write_bytes(gzip.compress(tensor.read_bytes()))
+    assert main(["decompose", str(packed)]) == 0
+    assert "tensor of order 4: rank 5" in capsys.readouterr().out
 
 
 def test_a_tensor_of_zeros_has_nothing_to_choose_or_decompose(tmp_path, capsys):

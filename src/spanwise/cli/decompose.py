@@ -118,9 +118,10 @@ def _read(
     Raises:
         ValueError: If options for tables are given for a tensor, or the other way round.
     """
+    from spanwise.datasets.formats import suffix_of
     from spanwise.datasets.tables import ARRAYS, load_array, load_table
 
-    if path.suffix in ARRAYS:
+    if suffix_of(path) in ARRAYS:
         array = load_array(path, key=options.key)
         if array.ndim > 2:
             own = [name for name in ("cumulant", "noise_variance", "drop", "keep")
