@@ -304,10 +304,10 @@ def _check_columns(path: Path, asked: Sequence[str], names: Sequence[str]) -> No
 def _bad_cell(path: Path, line: int, column: str, cell: str) -> ValueError:
     if cell.lower() in MISSING or _is_number(cell):
         what = "is empty" if not cell else f"is {cell!r}"
-        way = "fill it in, remove the line, or leave the column out (drop)"
+        way = "fill it in, remove the line, or leave the column out (drop, --drop)"
     else:
         what = f"is {cell!r}, which is no number"
-        way = "leave the column out (drop), or keep it as text beside the features (apart)"
+        way = "leave the column out (drop, --drop), or keep it as text beside (apart, --keep)"
     return ValueError(f"{path}, line {line}: column {column!r} {what}; {way}.")
 
 
