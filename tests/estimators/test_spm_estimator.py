@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from conformance.estimators import EstimatorSuite
-from spanwise.estimators import SubspacePowerMethod, symmetric_cp
+from spanwise.estimators import SubspacePowerMethod, flattening_values, symmetric_cp
 from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._moments import moment_flattening
 from spanwise.estimators._spm.ascent import Log, climb, finish
@@ -418,6 +418,8 @@ def test_more_sources_than_sensors_are_told_apart():
 def test_bad_moments_are_refused(order, options, message):
     with pytest.raises(ValueError, match=message):
         SubspacePowerMethod(order=order).fit_moments(normal(9, 3).numpy(), **options)
+    with pytest.raises(ValueError, match=message):
+        flattening_values(normal(9, 3).numpy(), order, **options)
 
 
 def test_the_estimator_clones_saves_and_speaks_tensorly(tmp_path):

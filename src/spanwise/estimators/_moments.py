@@ -1,5 +1,7 @@
 """Moments and cumulants of data, flattened, from sums over samples: nothing of size d^m."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -68,6 +70,15 @@ def moment_flattening(
 
 def check_terms(order: int, cumulant: bool, noise_variance: float | str | None) -> None:
     """Raise where it is not known what to take out of the moment of this order."""
+    if isinstance(noise_variance, str):
+        if noise_variance != "auto":
+            raise ValueError(
+                f'noise_variance must be a number, None or "auto", got {noise_variance!r}.'
+            )
+    elif noise_variance is not None and not 0 <= noise_variance < math.inf:
+        raise ValueError(
+            f"noise_variance must be finite and must not be negative, got {noise_variance}."
+        )
     if order > 4 and (cumulant or noise_variance is not None):
         raise ValueError(
             f"cumulant and noise_variance need order 3 or 4, got order {order}. Only the plain "

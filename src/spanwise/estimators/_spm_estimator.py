@@ -1,6 +1,5 @@
 """`SubspacePowerMethod`: symmetric decompositions and moments, the scikit-learn way."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from spanwise.estimators._arrays import Back, make_generator, to_numpy, to_torch
 from spanwise.estimators._base import Estimator
-from spanwise.estimators._moments import moment_flattening
+from spanwise.estimators._moments import check_terms, moment_flattening
 from spanwise.estimators._spm.moments import Method, solve_moments
 from spanwise.estimators._spm.solve import Options, SymmetricCPInfo
 from spanwise.estimators._spm.spectrum import spaces
@@ -139,14 +138,7 @@ class SubspacePowerMethod(Estimator):
                 f"order must be at least 3, got {self.order}: an order of 2 has no unique "
                 "decomposition."
             )
-        if isinstance(noise_variance, str) and noise_variance != "auto":
-            raise ValueError(
-                f'noise_variance must be a number, None or "auto", got {noise_variance!r}.'
-            )
-        if noise_variance not in (None, "auto") and not 0 <= float(noise_variance) < math.inf:
-            raise ValueError(
-                f"noise_variance must be finite and must not be negative, got {noise_variance}."
-            )
+        check_terms(self.order, cumulant, noise_variance)
         options = Options(
             component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries,
             refine=self.refine,
