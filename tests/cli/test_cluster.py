@@ -79,3 +79,11 @@ def test_json_alone_on_stdout_and_progress_elsewhere(table, capsys):
 def test_what_does_not_go_together_is_named(table, args, message, capsys):
     assert main(["cluster", table, *args]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_samples_that_are_all_alike_are_refused(tmp_path, capsys):
+    np.save(tmp_path / "same.npy", np.ones((40, 3)))
+    out = tmp_path / "found"
+    assert main(["cluster", str(tmp_path / "same.npy"), "--out", str(out)]) == 1
+    assert "all samples are alike" in capsys.readouterr().err
+    assert not out.exists()

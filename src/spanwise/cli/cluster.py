@@ -103,6 +103,11 @@ def run(options: ClusterOptions, terminal: Terminal) -> None:
     if options.known is not None and options.known not in kept:
         kept = (*kept, options.known)
     table = read(replace(options, keep=kept), terminal)
+    if options.model is None and len(table) > 1 and (table.values == table.values[0]).all():
+        raise ValueError(
+            f"{table.path}: all samples are alike, so that there is nothing to cluster. Check the "
+            "file, or which columns --drop and --keep leave."
+        )
     X = on_device(table.values, options.device)
     model, labels, notes = _fitted(options, table, X, verbose=not terminal.quiet)
     Z = as_array(model.transform(X)).astype(float)
