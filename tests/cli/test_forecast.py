@@ -111,6 +111,15 @@ def test_a_saved_model_keeps_its_own_step_and_knows_its_columns(tmp_path, capsys
         assert "cannot be set with --model" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:LRAN learned next to nothing")
+def test_long_training_tells_its_progress_unless_quiet(table, capsys):
+    args = ["forecast", table, "--drop", "time", "--method", "lran", "--max-steps", "20"]
+    assert main(args) == 0
+    assert "LRAN step" in capsys.readouterr().err
+    assert main([*args, "--quiet"]) == 0
+    assert "LRAN step" not in capsys.readouterr().err
+
+
 def test_what_cannot_work_is_said_in_a_line(table, tmp_path, capsys):
     for options, message in (
         (["--steps", "0"], "steps must be at least 1, got 0"),

@@ -112,7 +112,7 @@ def run(options: ForecastOptions, terminal: Terminal) -> None:
     shift, scale = _scaling(options, history)
     scaled = [(held - shift) / scale for held in history.paths]
     errors = None if options.model is not None else held_out_errors(options, scaled, terminal)
-    model = fitted(options, scaled)
+    model = fitted(options, scaled, verbose=not terminal.quiet)
     parts = [on_device(held, options.device) for held in scaled]
     found = [as_array(held) * scale + shift for held in model.forecast(parts, options.steps)]
     values, rates = (as_array(held) for held in (model.eigenvalues_, model.continuous_eigenvalues_))
@@ -167,7 +167,9 @@ def read_history(options: ForecastOptions, path: Path) -> History:
     return History([table.values[labels == name] for name in names], names, table.columns)
 
 
-def fitted(options: ForecastOptions, paths: "Sequence[np.ndarray]") -> Any:
+def fitted(
+    options: ForecastOptions, paths: "Sequence[np.ndarray]", *, verbose: bool = False
+) -> Any:
     """The model of an earlier run, or one learned from these."""
     import spanwise.estimators as room
 
@@ -191,7 +193,7 @@ def fitted(options: ForecastOptions, paths: "Sequence[np.ndarray]") -> Any:
     else:
         model = kind(
             options.components or min(8, n), horizon=max(2, min(10, shortest // 2)),
-            max_steps=options.max_steps, dt=options.dt, random_state=options.seed, verbose=False,
+            max_steps=options.max_steps, dt=options.dt, random_state=options.seed, verbose=verbose,
         )  # fmt: skip
     return model.fit([on_device(held, options.device) for held in paths])
 
@@ -212,7 +214,7 @@ def held_out_errors(
     if horizon < 1 or min(map(len, seen)) < 4:
         terminal.say("too few states to hold any out: no errors are measured")
         return None
-    model = fitted(options, seen)
+    model = fitted(options, seen, verbose=not terminal.quiet)
     parts = [on_device(held, options.device) for held in hidden]
     return as_array(model.errors_by_horizon(parts, horizon)).astype(float)
 
