@@ -151,3 +151,10 @@ def test_eigenvalues_that_are_too_close_are_told(monkeypatch):
 def test_methods_that_cannot_serve_are_refused(order, options, message):
     with pytest.raises(ValueError, match=message):
         SubspacePowerMethod(order).fit_moments(normal(4, 3).numpy(), **options)
+
+
+@pytest.mark.bad_input
+def test_a_flattening_that_no_memory_holds_is_refused_by_its_size():
+    X = np.random.default_rng(0).standard_normal((30, 20))
+    with pytest.raises(ValueError, match=r"order 20 of 20 features .* Lower order"):
+        SubspacePowerMethod(order=20).fit_moments(X, method="explicit")

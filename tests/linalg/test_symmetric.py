@@ -123,6 +123,16 @@ def test_asymmetry_sees_what_an_exchange_of_two_axes_does_not():
     assert asymmetry(tensor) > 0.1
 
 
+@pytest.mark.parametrize(("d", "n"), [(1, 3), (3, 1), (4, 3), (3, 5)])
+def test_indices_are_sorted_and_in_lexicographic_order(d, n):
+    expected = list(itertools.combinations_with_replacement(range(d), n))
+    assert SymmetricSpace(d, n).index.tolist() == [list(index) for index in expected]
+
+
+def test_high_orders_need_room_for_distinct_entries_only():
+    assert SymmetricSpace(5, 20).index.shape == (10626, 20)  # of 5^20 multi-indices
+
+
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         SymmetricSpace(0, 2)

@@ -12,6 +12,10 @@ _ENTRIES = 2**21
 """Of the powers of one block of samples."""
 
 
+_LARGEST = 2**31
+"""Entries of a flattening that is formed: 16 GiB in float64."""
+
+
 def moment_flattening(
     X: Float[Tensor, "n d"],
     rows: SymmetricSpace,
@@ -39,6 +43,13 @@ def moment_flattening(
     order = rows.order + columns.order
     n, d = X.shape
     check_terms(order, cumulant, noise_variance)
+    if rows.dim * columns.dim > _LARGEST:
+        size = rows.dim * columns.dim * X.element_size() / 2**30
+        raise ValueError(
+            f"the flattened moment of order {order} of {d} features has {rows.dim} x "
+            f"{columns.dim} distinct entries, {size:.0f} GiB. Lower order, or project X on fewer "
+            "principal axes."
+        )
     if cumulant:
         X = X - X.mean(0)
     M = X.new_zeros(rows.dim, columns.dim)

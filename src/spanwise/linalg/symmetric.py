@@ -50,7 +50,11 @@ class SymmetricSpace:
         axis = torch.arange(self.d, device=self.device)
         if self.order == 1:
             return axis.unsqueeze(-1)
-        return torch.combinations(axis, self.order, with_replacement=True)
+        # Not by torch.combinations, which makes all d^n multi-indices first.
+        rest = self.lower.index
+        starts = torch.searchsorted(rest[:, 0].contiguous(), axis).tolist()
+        parts = [torch.nn.functional.pad(rest[at:], (1, 0), value=i) for i, at in enumerate(starts)]
+        return torch.cat(parts)
 
     @cached_property
     def _axes(self) -> tuple[Tensor, ...]:
