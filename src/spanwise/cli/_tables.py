@@ -33,7 +33,7 @@ class TableOptions:
     overwrite: bool = False
     """Replace the folder if it exists."""
     pictures: bool = True
-    """Draw pictures (SVG) into the folder."""
+    """Whether pictures (SVG) are drawn into the folder."""
     seed: int = 0
     """Of everything random; the same seed gives the same result."""
     device: str = "cpu"

@@ -55,7 +55,7 @@ class ForecastOptions(TableOptions):
     dt: float = 1.0
     """Time between two rows."""
     standardize: bool = True
-    """Scale every variable to deviation 1 first, so that units do not matter."""
+    """Whether to scale every variable to deviation 1 first, so that units do not matter."""
     held_out: float = 0.2
     """Share that is held out to measure errors; 0 for none."""
     max_steps: int = 3000
