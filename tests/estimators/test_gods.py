@@ -13,9 +13,10 @@ from sklearn.exceptions import ConvergenceWarning
 from conformance.bases import defect, gap
 from conformance.estimators import OutlierSuite
 from spanwise.estimators import GODS
-from spanwise.estimators._gods.features import gram, kernel_map, whitener
+from spanwise.estimators._gods.features import whitener
 from spanwise.estimators._gods.objective import Objective, mirrored
 from spanwise.estimators._gods.starts import PAIR, begin
+from spanwise.estimators._kernels import gram, kernel_map
 from spanwise.linalg import riemannian_cg, stiefel
 
 F64 = torch.float64
@@ -313,9 +314,20 @@ class TestKernel:
         X = data(seed=4).numpy()
         np.testing.assert_allclose(given.score_samples(X), named.score_samples(X), atol=1e-6)
 
+    def test_in_float32_does_not_take_rounding_for_coordinates(self):
+        # Beyond some 1e-7 of the largest eigenvalue, float32 has nothing but noise to divide.
+        few, X = {"kernel": "rbf", "gamma": 0.02, "start": "slab", "max_iter": 0}, data(seed=4)
+        near = fitted(data().float(), **few)
+        kernel = gram("rbf", 0.02, data(), data()).numpy()
+        values = np.linalg.eigvalsh(kernel)
+        assert near.projector_.shape[1] <= (values > 1e-6 * values[-1]).sum()
+        assert np.abs(near.margins(X.float()).numpy()).max() < 10
+
     def test_landmarks_take_the_place_of_all_samples(self):
         model = fitted(kernel="rbf", max_landmarks=10, max_iter=20)
         assert model.landmarks_.shape == (10, D)
+        # A share of the trace, or a count, of coordinates.
+        assert fitted(kernel="rbf", n_components=0.5, max_iter=5).center_.shape[0] < 10
         assert model.score_samples(data().numpy()).shape == (N,)
 
     def test_what_is_no_kernel_is_refused(self):
@@ -345,6 +357,8 @@ class TestDecision:
         assert (model.n_directions, model.eta, model.lam, model.coupling) == (5, 0.01, 0.001, 0)
         assert (model.scaling, model.start, model.contamination) == ("rows", "official", None)
         assert GODS.preset("tuned").get_params() == GODS().get_params()
+        kernel = GODS.preset("kernel", max_iter=3)
+        assert (kernel.kernel, kernel.n_components, kernel.max_iter) == ("rbf", 100, 3)
 
     def test_of_a_whitened_kernel_finds_what_is_far_from_all(self):
         x = data(120).numpy()
@@ -356,9 +370,10 @@ class TestDecision:
         model = fitted(contamination=0.2)
         assert (model.predict(data().numpy()) == -1).sum() == 8
 
+    @pytest.mark.parametrize("kernel", [None, "linear"])
     @pytest.mark.parametrize("scaling", [None, "standard", "whiten", "rows"])
-    def test_is_explained_feature_by_feature(self, scaling):
-        model = fitted(scaling=scaling, max_iter=20)
+    def test_is_explained_feature_by_feature(self, scaling, kernel):
+        model = fitted(scaling=scaling, kernel=kernel, max_iter=20)
         X = data(seed=4).numpy()
         parts = model.explain(X)
         assert parts.shape == X.shape
@@ -367,6 +382,14 @@ class TestDecision:
         centre = model.center_ @ signed + np.concatenate([model.biases_[0], -model.biases_[1]])
         active = margins.argmin(1)
         np.testing.assert_allclose(parts.sum(1), margins.min(1) - centre[active], atol=1e-10)
+
+    def test_of_landmarks_of_a_linear_kernel_is_explained_too(self):
+        model = fitted(kernel="linear", scaling="whiten", max_landmarks=4, max_iter=5)
+        X, mean = data(seed=4).numpy(), data().numpy().mean(0, keepdims=True)
+        signed = model.explain(X).sum(1)
+        margins = model.margins(X).reshape(N, -1)
+        at_mean = model.margins(mean).reshape(-1)[margins.argmin(1)]
+        np.testing.assert_allclose(signed, margins.min(1) - at_mean, atol=1e-10)
 
     def test_of_a_shifted_feature_is_blamed_on_it(self):
         model = fitted(np.random.default_rng(0).normal(size=(200, 4)), n_directions=4, lam=0.5)
@@ -462,7 +485,14 @@ class TestBadInput:
             ({"start": "best"}, "start must be one of 'one_sided', 'slab', 'random', 'official'"),
             ({"contamination": 0.6}, r"contamination must be None or in \(0, 0.5\], got 0.6"),
             ({"contamination": 0.0}, r"contamination must be None or in \(0, 0.5\], got 0.0"),
-            ({"n_init": 0}, "n_init must be at least 1"),
+            ({"n_init": 0}, "n_init must be a whole number, at least 1, got 0"),
+            ({"max_iter": -1}, "max_iter must be a whole number, at least 0, got -1"),
+            ({"max_iter": 2.5}, "max_iter must be a whole number, at least 0, got 2.5"),
+            ({"retries": -1}, "retries must be a whole number, at least 0, got -1"),
+            ({"max_landmarks": 0}, "max_landmarks must be a whole number, at least 1, got 0"),
+            ({"lam": float("inf")}, "lam must be finite and at least 0, got inf"),
+            ({"eta": float("inf")}, "eta must be finite and above 0, got inf"),
+            ({"tol": -1e-3}, "tol must be finite and at least 0"),
             ({"n_components": 0}, "n_components must be None, at least 1, or a share"),
             ({"gamma": -1.0}, "gamma must be None or above 0"),
         ],
@@ -470,6 +500,14 @@ class TestBadInput:
     def test_options_out_of_range(self, options, message):
         with pytest.raises(ValueError, match=message):
             GODS(**options).fit(data().numpy())
+
+    @pytest.mark.bad_input
+    def test_are_refused_before_a_fit_is_touched(self):
+        model = fitted(max_iter=5)
+        with pytest.raises(ValueError, match="eta must be"):
+            model.set_params(eta=0.0).fit(data(d=3).numpy())
+        assert model.n_features_in_ == D
+        assert model.score_samples(data().numpy()).shape == (N,)
 
     @pytest.mark.parametrize(
         ("X", "kind", "message"),
@@ -486,11 +524,11 @@ class TestBadInput:
 
     @pytest.mark.bad_input
     def test_an_unknown_preset(self):
-        with pytest.raises(ValueError, match='preset must be "paper" or "tuned", got'):
+        with pytest.raises(ValueError, match='preset must be "paper", "tuned" or "kernel", got'):
             GODS.preset("best")
 
     def test_an_explanation_of_a_kernel(self):
-        with pytest.raises(ValueError, match=r"explain needs kernel=None.*margins\(X\)"):
+        with pytest.raises(ValueError, match=r"explain needs kernel=None or.*margins\(X\)"):
             fitted(kernel="rbf", max_iter=5).explain(data().numpy())
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])

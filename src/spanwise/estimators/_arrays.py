@@ -1,4 +1,4 @@
-"""Arrays in, arrays out, and what seeds a draw; needs no scikit-learn."""
+"""Arrays in, arrays out, what seeds a draw and what scales columns; needs no scikit-learn."""
 
 import numbers
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Back = Callable[[Tensor], Any]
@@ -50,3 +51,11 @@ def make_generator(random_state: Any) -> torch.Generator:
             f"{type(random_state).__name__}."
         )
     return torch.Generator().manual_seed(seed)
+
+
+def column_scales(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Standard deviations to divide by; 1 where a column is constant."""
+    spread = x.std(dim=0, correction=0)
+    # Rounding of a constant column is no spread.
+    floor = 10 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
+    return torch.where(spread > floor, spread, 1)

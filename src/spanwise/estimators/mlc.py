@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from spanwise.estimators._arrays import Back, make_generator
+from spanwise.estimators._arrays import Back, column_scales, make_generator
 from spanwise.estimators._base import Estimator
 from spanwise.estimators._mlc.cluster_rate import cluster_rate
 from spanwise.estimators._mlc.loss import MLCLoss
@@ -205,10 +205,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         x, back = self._samples(X, reset=True, min_samples=2)
         check_parameters(self, self._counts(len(x)), len(x))
         if self.scaling == "standard":
-            scale = x.std(0, correction=0)
-            # Rounding of a constant column is no spread.
-            floor = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
-            self.mean_, self.scale_ = back(x.mean(0)), back(torch.where(scale > floor, scale, 1))
+            self.mean_, self.scale_ = back(x.mean(0)), back(column_scales(x))
         x = self._scaled(x)
         generator = make_generator(self.random_state)
         batch = min(self.batch_size, len(x))

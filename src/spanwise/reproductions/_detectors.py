@@ -192,7 +192,8 @@ def best_threshold(found: Float[np.ndarray, " v"], y: Bool[np.ndarray, " v"]) ->
 def _scaled(whiten: bool, train: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
     import torch
 
-    from spanwise.estimators._gods.features import column_scales, whitener
+    from spanwise.estimators._arrays import column_scales
+    from spanwise.estimators._gods.features import whitener
 
     mean, scale = train.mean(axis=0), column_scales(torch.from_numpy(train)).numpy()
     found = [(part - mean) / scale for part in (train, *parts)]

@@ -2,12 +2,13 @@
 
 import math
 import warnings
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from spanwise.estimators._gods.features import Scaling
 from spanwise.estimators._gods.starts import Start
 
-Preset = Literal["paper", "tuned"]
+Preset = Literal["paper", "tuned", "kernel"]
 
 PAPER: dict[str, Any] = {
     "n_directions": 2,
@@ -23,6 +24,9 @@ PAPER: dict[str, Any] = {
 }
 """Those of the released code."""
 
+KERNEL: dict[str, Any] = {"kernel": "rbf", "n_components": 100, "eta": 2.0, "lam": 1.0}
+"""What 16 sets chose for KODS; its width is the default of `gamma`."""
+PRESETS: dict[Preset, dict[str, Any]] = {"paper": PAPER, "tuned": {}, "kernel": KERNEL}
 
 MOST_BY_SHARE = 64
 """A share of very many features is no more directions than this: steps cost d k^2."""
@@ -40,10 +44,11 @@ def check_options(options: dict[str, Any]) -> None:
     for name, least in (
         ("max_iter", 0), ("retries", 0), ("n_init", 1), ("max_landmarks", 1),
     ):  # fmt: skip
-        if options[name] < least:
-            raise ValueError(f"{name} must be at least {least}, got {options[name]}.")
+        value = options[name]
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}.")
     k = options["n_directions"]
-    if not (0 < k <= 1 if isinstance(k, float) else k >= 1):
+    if not (k >= 1 if _is_count(k) else 0 < k <= 1):
         raise ValueError(
             f"n_directions must be at least 1, or a share of the features in (0, 1], got {k}."
         )
@@ -72,12 +77,16 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"kernel must be None, 'linear', 'rbf' or a function, got {kernel!r}.")
 
 
+def _is_count(k: Any) -> bool:
+    return isinstance(k, Integral)
+
+
 def directions(asked: float, d: int) -> int:
     """How many for d features: a count, clipped with a warning, or a share, one at least."""
-    if isinstance(asked, float):
+    if not _is_count(asked):
         return max(1, min(round(asked * d), MOST_BY_SHARE))
     if asked > d:
         warnings.warn(
             f"n_directions = {asked} exceeds the {d} features: {d} are used.", stacklevel=4
         )
-    return min(asked, d)
+    return min(int(asked), d)

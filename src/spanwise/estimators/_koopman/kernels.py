@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.estimators._gods.features import gram
+from spanwise.estimators._kernels import gram
 from spanwise.linalg.nystrom import pivoted_cholesky
 from spanwise.linalg.psd import psd_eigh
 
