@@ -15,6 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from conformance.pretend import pretended
+
 ANSWERS = ("transform", "decision_function", "score_samples", "predict_proba", "predict")
 """Methods that answer for samples."""
 
@@ -43,6 +45,9 @@ class EstimatorSuite:
     """Whether an answer for a row depends on that row alone."""
     another_kind = 1e-10
     """How far float64 answers may be from those to another kind of input."""
+
+    elsewhere: ClassVar[dict[str, Any]] = {}
+    """Further options for the pretended device, which takes a tenth of a millisecond a call."""
 
     def make(self, **more):
         return self.estimator(**{**self.options, **more})
@@ -304,6 +309,18 @@ class EstimatorSuite:
         for given in (X, torch.from_numpy(X)):
             with pytest.raises(ValueError, match=r"NaN|infinity"):
                 self.fitted(given)
+
+    def test_tensors_of_another_device_never_mix_with_the_cpus(self):
+        X = self.data(seed=1)
+        cpu = self.answers(self.fitted(**self.elsewhere), X)
+        with pretended() as device:
+            model = self.fitted(torch.from_numpy(self.data()).to(device), **self.elsewhere)
+            answers = self.answers(model, torch.from_numpy(X).to(device))
+            for name, value in answers.items():
+                assert value.device == device, name
+                np.testing.assert_allclose(
+                    numbers(value), cpu[name], rtol=0, atol=self.another_kind, err_msg=name
+                )
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_stays_on_the_gpu_of_its_input(self):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from spanwise.estimators._arrays import make_generator
+from conformance.pretend import pretended
+from spanwise.estimators._arrays import column_scales, make_generator
 from spanwise.estimators._base import Estimator
 from spanwise.estimators._progress import ProgressLine
-from spanwise.io import save_tensors
+from spanwise.io import open_tensors, save_tensors
 
 
 class Means(Estimator):
@@ -99,6 +100,64 @@ def test_a_file_of_another_estimator_is_refused(tmp_path):
         Means.load(tmp_path / "plain.safetensors")
 
 
+def test_numbers_of_numpy_are_parameters_like_others(tmp_path):
+    fitted = Means(shift=np.float32(0.5), random_state=np.int64(3)).fit(samples())
+    again = Means.load(fitted.save(tmp_path / "means.safetensors"))
+    assert again.get_params() == {"shift": 0.5, "random_state": 3}
+
+
+def test_arrays_whose_names_would_collide_stay_apart(tmp_path):
+    fitted = Means().fit(samples())
+    fitted.state_ = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}}
+    again = Means.load(fitted.save(tmp_path / "means.safetensors"))
+    assert (again.state_["a.b"].sum(), again.state_["a"]["b"].sum()) == (0, 2)
+    fitted.state_ = {1: "one"}
+    with pytest.raises(TypeError, match="state_ has the key 1, which is no text"):
+        fitted.save(tmp_path / "means.safetensors")
+
+
+def test_a_save_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = Means(shift=1.0).fit(samples()).save(tmp_path / "means.safetensors")
+    before = path.read_bytes()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    other = Means(shift=2.0).fit(samples())
+    for broken in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, stop)
+            with pytest.raises(KeyboardInterrupt):
+                other.save(path)
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"parameters": "{"}, "is damaged: what it says of its Means cannot be read"),
+        ({"attributes": '{"means_": {"array:": ["none", "numpy"]}}'}, "is damaged"),
+        ({"attributes": "[]"}, "is damaged"),
+        ({"parameters": '{"twist": 1}'}, "Means has no parameter 'twist' here"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named(tmp_path, changed, message):
+    path = Means().fit(samples()).save(tmp_path / "means.safetensors")
+    reader = open_tensors(path)
+    save_tensors(path, dict(reader), {**reader.metadata, **changed})
+    with pytest.raises(ValueError, match=message):
+        Means.load(path)
+
+
+def test_a_file_sets_nothing_but_what_a_fit_does(tmp_path):
+    path = Means().fit(samples()).save(tmp_path / "means.safetensors")
+    reader = open_tensors(path)
+    crafted = {"attributes": '{"means_": 1, "transform": 2, "__class__": 3, "_left_out": 4}'}
+    save_tensors(path, dict(reader), {**reader.metadata, **crafted})
+    assert set(vars(Means.load(path))) == {"shift", "random_state", "means_"}
+
+
 def test_what_json_cannot_hold_is_named(tmp_path):
     fitted = Means(random_state=torch.Generator()).fit(samples())
     with pytest.raises(TypeError, match="parameter random_state of Means is a Generator"):
@@ -187,3 +246,23 @@ def test_progress_rewrites_one_line_on_a_terminal(capsys, monkeypatch):
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert err.count("\r") == 3
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses():
+    with pretended() as device:
+        x = torch.ones(3).to(device)
+        assert (x + 1).device == device
+        for mixed in (
+            lambda: x + torch.ones(3),
+            lambda: x.numpy(),
+            lambda: torch.randn(3, device=device, generator=torch.Generator()),
+        ):
+            with pytest.raises((RuntimeError, TypeError), match=r"devices|numpy|generator"):
+                mixed()
+        assert x.cpu().numpy().sum() == 3
+
+
+def test_rounding_of_a_constant_column_is_no_spread():
+    x = torch.stack([torch.full((9,), 1e6 + 0.1), torch.arange(9.0)], dim=1)
+    x[0, 0] = torch.nextafter(x[0, 0], torch.tensor(torch.inf))
+    assert column_scales(x).tolist() == pytest.approx([1.0, 20**0.5 / 3**0.5])

@@ -131,6 +131,7 @@ class TestContract(EstimatorSuite):
     estimator = GPCA
     options: ClassVar = {"n_clusters": 2, "subspace_dim": 2, "n_init": 1, "n_random": 1}
     exceptions: ClassVar = {}
+    elsewhere: ClassVar = {"subspace_dim": 1}
     no_checks = (
         "scikit-learn's checks fit two clusters in two features, which no fourth moment tells"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import spanwise
 from spanwise._lazy import require
+from spanwise.errors import CorruptFileError
 from spanwise.estimators._arrays import Back, to_numpy, to_torch
 
 require("sklearn.base", "an estimator")  # before the import below, for the install line
@@ -58,7 +59,11 @@ class Estimator(BaseEstimator):
             for name, value in vars(self).items()
             if name.endswith("_") and not name.startswith("_")
         }
-        parameters = self.get_params(deep=False)
+        # A search over parameters sets numpy's numbers.
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+        }
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -82,7 +87,8 @@ class Estimator(BaseEstimator):
             **parameters: Parameters to set otherwise, and those that no file can hold.
 
         Raises:
-            ValueError: If the file holds another estimator, or another version of the format.
+            ValueError: If the file holds another estimator, another version of the format, or a
+                parameter that this version does not know.
             CorruptFileError: If it is damaged.
         """
         from spanwise.io import open_tensors
@@ -95,14 +101,32 @@ class Estimator(BaseEstimator):
                 f"{metadata.get('format')!r}, version {metadata.get('version')!r}, expected "
                 f"{FORMAT!r}, {VERSION!r}."
             )
-        if metadata["estimator"] != cls.__name__:
+        if metadata.get("estimator") != cls.__name__:
             raise ValueError(
-                f"{path} holds a {metadata['estimator']}, not a {cls.__name__}. Load it with "
-                f"{metadata['estimator']}.load."
+                f"{path} holds a {metadata.get('estimator')}, not a {cls.__name__}. Load it with "
+                f"{metadata.get('estimator')}.load."
             )
-        found = cls(**{**json.loads(metadata["parameters"]), **parameters})
-        for name, value in json.loads(metadata["attributes"]).items():
-            setattr(found, name, _unpack(value, reader))
+        try:
+            held = json.loads(metadata["parameters"])
+            fitted = {
+                name: _unpack(value, reader)
+                for name, value in json.loads(metadata["attributes"]).items()
+                if name.endswith("_") and not name.startswith("_")  # as `save` chooses them
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"{path} is damaged: what it says of its {cls.__name__} cannot be read: {error!r}. "
+                "Save it again."
+            ) from error
+        known = cls._get_param_names()  # pyrefly: ignore[missing-attribute]
+        unknown = [name for name in (*held, *parameters) if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{path}: {cls.__name__} has no parameter {unknown[0]!r} here; the file is of "
+                f"spanwise {metadata.get('spanwise')}, this is {spanwise.__version__}."
+            )
+        found = cls(**{**held, **parameters})
+        vars(found).update(fitted)
         return found
 
     def _samples(self, X: Any, *, reset: bool, min_samples: int = 1) -> tuple[Tensor, Back]:
@@ -162,6 +186,8 @@ _ARRAY, _NAMES = "array:", "names:"
 
 def _pack(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` for JSON, its arrays moved to `tensors` under names that begin with `path`."""
+    while path in tensors:  # "a.b" of one dict, and "b" of the dict "a" beside it
+        path += "'"
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         return {_NAMES: [str(item) for item in value]}
     if isinstance(value, np.ndarray):
@@ -174,6 +200,9 @@ def _pack(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):  # JSON would make it text
+                raise TypeError(f"{path} has the key {key!r}, which is no text.")
         return {key: _pack(f"{path}.{key}", held, tensors) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
         return [_pack(f"{path}.{i}", held, tensors) for i, held in enumerate(value)]
