@@ -191,3 +191,9 @@ def test_a_place_that_may_not_be_written_to_is_refused(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o500)
     with pytest.raises(PermissionError, match="may not be written to"):
         check_place(tmp_path / "shut" / "a")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux")
+def test_a_place_where_not_even_root_can_write_is_refused():
+    with pytest.raises(PermissionError, match="may not be written to"):
+        check_place("/proc/out")

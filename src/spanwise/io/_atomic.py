@@ -169,14 +169,24 @@ def _sync(path: Path) -> None:
 def check_place(folder: str | Path) -> None:
     """Raise before any work if `folder` could not be made or written to.
 
+    The nearest folder that exists is tried: to root everything is permitted, also where nothing
+    can be made, such as in /proc.
+
     Raises:
         ValueError: If it, or a folder above it, is a file.
-        PermissionError: If the nearest folder that exists may not be written to.
+        PermissionError: If nothing can be made in the nearest folder that exists.
     """
     nearest = Path(folder).absolute()
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ValueError(f"{folder} cannot be a folder: {nearest} is a file. Name another place.")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(errno.EACCES, "this folder may not be written to", str(nearest))
+    trial = _beside(nearest / "trial")
+    try:
+        trial.mkdir()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        said = "this folder may not be written to"
+        raise PermissionError(errno.EACCES, said, str(nearest)) from error
+    trial.rmdir()
