@@ -60,7 +60,8 @@ def test_trajectories_are_told_apart_by_a_column(method, tmp_path):
     rows = [(f"run{i}", *X[i, t]) for t in range(11) for i in range(8)]  # interleaved
     path = write(tmp_path / "runs.csv", ("run", "a", "b"), rows)
     out = tmp_path / method
-    options = ["--trajectory", "run", "--method", method, "--steps", "4", "--max-steps", "60"]
+    options = ["--trajectory", "run", "--method", method, "--steps", "4"]
+    options += ["--max-steps", "60"] if method == "lran" else []
     assert main(["forecast", path, *options, "--out", str(out), "--no-pictures"]) == 0
     rows = read(out / "forecast.csv")
     assert [row["run"] for row in rows[::4]] == [f"run{i}" for i in range(8)]
@@ -106,9 +107,48 @@ def test_a_saved_model_keeps_its_own_step_and_knows_its_columns(tmp_path, capsys
     capsys.readouterr()
     assert main(["forecast", turned, *saved]) == 1
     assert "was learned from east, north ..., in this order" in capsys.readouterr().err
-    for given in (("--dt", "2"), ("--components", "1"), ("--degree", "3"), ("--max-steps", "9")):
-        assert main(["forecast", straight, *saved, *given]) == 1
+    learned = {"dt": 2, "components": 1, "degree": 3, "max-steps": 9, "held-out": 0.1}
+    for name, value in learned.items():
+        assert main(["forecast", straight, *saved, f"--{name}", str(value)]) == 1
         assert "cannot be set with --model" in capsys.readouterr().err
+
+
+def test_a_saved_model_whose_scaling_is_lost_is_refused(table, tmp_path, capsys):
+    out = tmp_path / "next"
+    base = ["forecast", table, "--drop", "time", "--no-pictures"]
+    assert main([*base, "--no-standardize", "--out", str(out)]) == 0
+    saved = [*base, "--model", str(out / "model.safetensors")]
+    expected = read(out / "forecast.csv")
+    whole = json.loads((out / "summary.json").read_text())
+    for changed in (
+        {name: held for name, held in whole.items() if name != "scaling"},
+        {**whole, "scaling": {"shift": [0, 0]}},
+        [],
+    ):
+        (out / "summary.json").write_text(json.dumps(changed))
+        assert main(saved) == 1
+        assert "is not what spanwise forecast wrote beside its model" in capsys.readouterr().err
+    (out / "summary.json").write_text(json.dumps({**whole, "scaling": {"shift": [], "scale": []}}))
+    assert main(saved) == 1
+    assert "has no scaling of 2 variables" in capsys.readouterr().err
+    (out / "summary.json").unlink()
+    assert main(saved) == 1
+    assert "there is no summary.json beside" in capsys.readouterr().err
+    again = tmp_path / "again"
+    assert main([*saved, "--no-standardize", "--out", str(again)]) == 0
+    assert read(again / "forecast.csv") == expected
+
+
+def test_kept_columns_of_the_last_state_stand_beside_each_forecast(tmp_path):
+    rows = [(f"run{i % 2}", i, "ab"[i % 2], *row) for i, row in enumerate(rotation(40))]
+    path = write(tmp_path / "runs.csv", ("run", "day", "site", "east", "north"), rows)
+    base = ["forecast", path, "--trajectory", "run", "--keep", "day", "site", "--steps", "2"]
+    assert main([*base, "--out", str(tmp_path / "next"), "--no-pictures"]) == 0
+    found = read(tmp_path / "next" / "forecast.csv")
+    assert list(found[0]) == ["run", "day", "site", "step", "east", "north"]
+    assert [(row["run"], row["day"], row["site"]) for row in found] == (
+        [("run0", "38", "a")] * 2 + [("run1", "39", "b")] * 2
+    )
 
 
 @pytest.mark.filterwarnings("ignore:LRAN learned next to nothing")
@@ -125,11 +165,18 @@ def test_what_cannot_work_is_said_in_a_line(table, tmp_path, capsys):
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--held-out", "1"], "held_out must be in [0, 1), got 1"),
         (["--components", "0"], "components must be at least 1"),
+        (["--method", "edmd", "--components", "2"], "components is an option of lran and dmd and"),
+        (["--degree", "3"], "degree is an option of edmd, and the method is dmd. Leave it out"),
+        (["--max-steps", "9"], "max_steps is an option of lran, and the method is dmd"),
+        (["--drop", "time", "--steps", "100000000"], "are 200,000,000 numbers, and"),
         (["--trajectory", "tmie"], "has no column 'tmie'"),
         ([], "column 'time' is 't0', which is no number"),
     ):
         assert main(["forecast", table, *options]) == 1
         assert message in capsys.readouterr().err
+    steps = write(tmp_path / "steps.csv", ("step", "a"), [(i, i) for i in range(30)])
+    assert main(["forecast", steps]) == 1
+    assert "the column 'step' has the name of the result's own counter" in capsys.readouterr().err
     other = write(tmp_path / "one.csv", ("a",), [(i,) for i in range(30)])
     out = tmp_path / "next"
     assert main(["forecast", table, "--drop", "time", "--out", str(out), "--no-pictures"]) == 0

@@ -1,16 +1,18 @@
 """`spanwise forecast`: the future of trajectories in a table, and the rates of what moves them."""
 
 import json
+import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from spanwise.cli._forecast_results import tell, write
 from spanwise.cli._shared import Terminal, run_verb
 from spanwise.cli._tables import TableOptions, as_array, check, on_device, results, tell_files
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -25,6 +27,12 @@ FILES = {
     "summary.json": "errors, spectral radius and parameters",
 }
 METHODS = {"lran": "LRAN", "dmd": "DMD", "edmd": "EDMD", "kdmd": "KernelDMD"}
+USED_BY = {"components": ("lran", "dmd", "kdmd"), "degree": ("edmd",), "max_steps": ("lran",)}
+"""Option -> the methods that have it."""
+MOST_NUMBERS = 50_000_000
+"""In forecast.csv, a gigabyte of text."""
+BYTES_A_NUMBER = 200
+"""Of memory until it is written: some copies in binary, one as a Python float, two as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,8 @@ class ForecastOptions(TableOptions):
 
     An array file may also hold (trajectories, time, variables). A part at the end of time (of many
     trajectories, whole ones) is held out first, to tell how well the method forecasts; the model
-    that forecasts is then fitted on everything.
+    that forecasts is then fitted on everything. Of columns to --keep, what the last state of a
+    trajectory has is copied beside its forecast.
     """
 
     steps: int = 10
@@ -50,30 +59,37 @@ class ForecastOptions(TableOptions):
     """The column that says to which trajectory a row belongs; its rows need not be adjacent."""
     components: int | None = None
     """Coordinates of the model: d of lran, the rank of dmd and kdmd."""
-    degree: int = 2
-    """Of edmd's polynomials."""
+    degree: int | None = None
+    """Of edmd's polynomials (2)."""
     dt: float = 1.0
     """Time between two rows."""
     standardize: bool = True
     """Whether to scale every variable to deviation 1 first, so that units do not matter."""
     held_out: float = 0.2
     """Share that is held out to measure errors; 0 for none."""
-    max_steps: int = 3000
-    """Batches of lran's training."""
+    max_steps: int | None = None
+    """Batches of lran's training (3000)."""
     model: Path | None = None
     """A model.safetensors of an earlier run of this --method, instead of learning; the scaling is
-    read from the summary.json beside it."""
+    read from the summary.json beside it, or is none with --no-standardize where that is lost."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if self.components is not None and self.components < 1:
-            raise ValueError(f"components must be at least 1, got {self.components}.")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out}.")
         if self.trajectory is not None and self.trajectory in self.drop:
             raise ValueError(f"trajectory = {self.trajectory!r} is among the columns to drop.")
-        learned = {"components": None, "degree": 2, "dt": 1.0, "max_steps": 3000}
+        for name, methods in USED_BY.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value is not None and self.model is None and self.method not in methods:
+                raise ValueError(
+                    f"{name} is an option of {' and '.join(methods)}, and the method is "
+                    f"{self.method}. Leave it out, or pass --method {methods[0]}."
+                )
+        learned = {**dict.fromkeys(USED_BY), "dt": 1.0, "held_out": 0.2}
         given = [name for name, usual in learned.items() if getattr(self, name) != usual]
         if self.model is not None and given:
             raise ValueError(
@@ -90,6 +106,8 @@ class History:
     """One trajectory each, `(T, n)`."""
     names: list[str]
     columns: "Sequence[str]"
+    kept: "Mapping[str, Sequence[str]]" = field(default_factory=dict)
+    """What columns that are no state variables hold at the last state of each."""
 
 
 def main(argv: list[str]) -> int:
@@ -109,7 +127,8 @@ def run(options: ForecastOptions, terminal: Terminal) -> None:
         f"{path}: {len(lengths)} trajector{'y' if len(lengths) == 1 else 'ies'} of "
         f"{_span(lengths)} states, {len(history.columns)} variables"
     )
-    shift, scale = _scaling(options, history)
+    check_size(options.steps, len(lengths), len(history.columns))
+    shift, scale = scaling(options, history)
     scaled = [(held - shift) / scale for held in history.paths]
     errors = None if options.model is not None else held_out_errors(options, scaled, terminal)
     model = fitted(options, scaled, verbose=not terminal.quiet)
@@ -129,11 +148,11 @@ def run(options: ForecastOptions, terminal: Terminal) -> None:
         "scaling": {"shift": shift.tolist(), "scale": scale.tolist()},
         "parameters": model.get_params(),
     }
-    _tell(summary, values, rates, terminal)
+    tell(summary, values, rates, terminal)
     if options.out is not None:
         inputs = {"data": path, **({"model": options.model} if options.model else {})}
         with results(options, inputs) as folder:
-            _write(folder, options, history, model, found, values, rates, errors, summary)
+            write(folder, options, history, model, found, values, rates, errors, summary)
         tell_files(options.out, terminal, FILES)
     terminal.say(f"done in {time.perf_counter() - begun:.1f} s")
     terminal.result(summary)
@@ -158,13 +177,48 @@ def read_history(options: ForecastOptions, path: Path) -> History:
                 raise ValueError("keep and drop name columns; an array of three axes has none.")
             columns = [f"x{i}" for i in range(array.shape[2])]
             return History(list(array), [str(i) for i in range(len(array))], columns)
-    apart = (*options.keep, *([options.trajectory] if options.trajectory else []))
+    own = () if options.trajectory is None else (options.trajectory,)
+    apart = tuple(dict.fromkeys((*options.keep, *own)))
     table = load_table(path, apart=apart, drop=options.drop, key=options.key)
+    taken = [name for name in (*table.columns, *apart) if name == "step"]
+    if taken:
+        raise ValueError(
+            f"{path}: the column 'step' has the name of the result's own counter. Pass --drop "
+            "step, or rename it."
+        )
     if options.trajectory is None:
-        return History([table.values], ["0"], table.columns)
-    labels = np.asarray(table.apart[options.trajectory])
-    names = list(dict.fromkeys(labels.tolist()))
-    return History([table.values[labels == name] for name in names], names, table.columns)
+        rows = {"0": np.arange(len(table))}
+    else:
+        labels = np.asarray(table.apart[options.trajectory])
+        rows = {name: np.flatnonzero(labels == name) for name in dict.fromkeys(labels.tolist())}
+    kept = {
+        name: [table.apart[name][held[-1]] for held in rows.values()]
+        for name in apart
+        if name != options.trajectory
+    }
+    paths = [table.values[held] for held in rows.values()]
+    return History(paths, list(rows), table.columns, kept)
+
+
+def check_size(steps: int, trajectories: int, variables: int) -> None:
+    """Refuse a forecast that no table holds.
+
+    Raises:
+        ValueError: If it is larger than `MOST_NUMBERS`, or than the free memory.
+    """
+    import torch
+
+    from spanwise.training.memory import available
+
+    count = steps * trajectories * variables
+    free = available(torch.device("cpu"))
+    if count > MOST_NUMBERS or (free is not None and count * BYTES_A_NUMBER > free):
+        most = MOST_NUMBERS if free is None else min(MOST_NUMBERS, free // BYTES_A_NUMBER)
+        raise ValueError(
+            f"steps = {steps} of {trajectories} trajector{'y' if trajectories == 1 else 'ies'} "
+            f"with {variables} variables are {count:,} numbers, and {most:,} can be written here. "
+            f"Lower steps to {max(1, most // (trajectories * variables))} or less."
+        )
 
 
 def fitted(
@@ -182,18 +236,19 @@ def fitted(
                 f"{paths[0].shape[1]}."
             )
         return model
-    shortest = min(len(held) for held in paths)
+    usual = statistics.median_low(len(held) for held in paths)
     n = paths[0].shape[1]
     if options.method == "dmd":
         model = kind(options.components, center=True, dt=options.dt)
     elif options.method == "edmd":
-        model = kind(degree=options.degree, rank_tol=1e-8, dt=options.dt)
+        model = kind(degree=options.degree or 2, rank_tol=1e-8, dt=options.dt)
     elif options.method == "kdmd":
         model = kind(n_components=options.components, rank_tol=1e-8, center=True, dt=options.dt)
     else:
         model = kind(
-            options.components or min(8, n), horizon=max(2, min(10, shortest // 2)),
-            max_steps=options.max_steps, dt=options.dt, random_state=options.seed, verbose=verbose,
+            options.components or min(8, n), horizon=max(2, min(10, usual // 2)),
+            max_steps=options.max_steps or 3000, dt=options.dt, random_state=options.seed,
+            verbose=verbose,
         )  # fmt: skip
     return model.fit([on_device(held, options.device) for held in paths])
 
@@ -219,136 +274,68 @@ def held_out_errors(
     return as_array(model.errors_by_horizon(parts, horizon)).astype(float)
 
 
-def _scaling(options: ForecastOptions, history: History) -> "tuple[np.ndarray, np.ndarray]":
+def scaling(options: ForecastOptions, history: History) -> "tuple[np.ndarray, np.ndarray]":
+    """What is taken from the states and what they are divided by, `(n,)` each.
+
+    Raises:
+        ValueError: If a saved model's own is unknown, or the data has other variables.
+    """
     import numpy as np
 
     whole = np.concatenate(history.paths).astype(float)
     shift, scale = np.zeros(whole.shape[1]), np.ones(whole.shape[1])
     if options.model is not None:
-        # A model sees states as those that it learned from were scaled.
-        beside = options.model.parent / "summary.json"
-        if beside.is_file():
-            told = json.loads(beside.read_text())
-            held = told["scaling"]
-            if len(held["shift"]) != len(shift):
-                raise ValueError(
-                    f"{options.model} forecasts {len(held['shift'])} variables, the data has "
-                    f"{len(shift)}."
-                )
-            if told["variables"] != list(history.columns):
-                raise ValueError(
-                    f"{options.model} was learned from {', '.join(told['variables'][:5])} ..., in "
-                    f"this order; the data has {', '.join(history.columns[:5])} ..."
-                )
-            return np.asarray(held["shift"]), np.asarray(held["scale"])
-    elif options.standardize:
+        return _learned_scaling(options, history.columns) or (shift, scale)
+    if options.standardize:
         shift, spread = whole.mean(axis=0), whole.std(axis=0)
         scale = np.where(spread > 1e-12 * np.abs(whole).max(axis=0), spread, 1.0)
     return shift, scale
 
 
-def _tell(
-    summary: dict[str, Any], values: "np.ndarray", rates: "np.ndarray", terminal: Terminal
-) -> None:
-    errors = summary["held_out_errors"]
-    if errors is not None:
-        chosen = sorted({1, 2, 5, 10, 20, 50, len(errors) - 1} & set(range(len(errors))))
-        terminal.table(
-            ("steps ahead", *(str(k) for k in chosen)),
-            [("relative error, held out", *(f"{errors[k]:.3g}" for k in chosen))],
-        )
-    rows = [
-        (str(i + 1), f"{abs(v):.4g}", f"{r.real:.4g}", _period(r)) for i, (v, r) in
-        enumerate(zip(values, rates, strict=True)) if v.imag >= 0
-    ][:8]  # fmt: skip
-    terminal.table(("eigenvalue", "magnitude", "rate", "period"), rows)
-    if not summary["forecast_is_finite"]:
-        terminal.say("note: the forecast overflows: the model is unstable. Use fewer components.")
-
-
-def _write(
-    folder: Path,
-    options: ForecastOptions,
-    history: History,
-    model: Any,
-    found: "list[np.ndarray]",
-    values: "np.ndarray",
-    rates: "np.ndarray",
-    errors: "np.ndarray | None",
-    summary: dict[str, Any],
-) -> None:
+def _learned_scaling(
+    options: ForecastOptions, columns: "Sequence[str]"
+) -> "tuple[np.ndarray, np.ndarray] | None":
+    """That of the states which a saved model learned from; None where the user says it is none."""
     import numpy as np
 
-    from spanwise.datasets.tables import write_table
-    from spanwise.io import write_json
-
-    steps = np.tile(np.arange(1, options.steps + 1), len(found))
-    label = {} if options.trajectory is None and len(found) == 1 else {
-        options.trajectory or "trajectory": np.repeat(history.names, options.steps)
-    }  # fmt: skip
-    joined = np.concatenate(found)
-    write_table(
-        folder / "forecast.csv",
-        {
-            **label,
-            "step": steps,
-            **{name: joined[:, i] for i, name in enumerate(history.columns)},
-        },
-    )
-    with np.errstate(divide="ignore"):
-        period = np.where(rates.imag == 0, np.inf, 2 * np.pi / np.abs(rates.imag))
-    write_table(
-        folder / "eigenvalues.csv",
-        {
-            "real": values.real, "imaginary": values.imag, "magnitude": np.abs(values),
-            "rate": rates.real, "period": period,
-        },
-    )  # fmt: skip
-    if errors is not None:
-        write_table(
-            folder / "errors.csv", {"steps": np.arange(len(errors)), "relative_error": errors}
+    assert options.model is not None
+    beside = options.model.parent / "summary.json"
+    way_out = "or pass --no-standardize if FILE is scaled as what the model learned from."
+    if not beside.is_file():
+        if not options.standardize:
+            return None
+        raise ValueError(
+            f"there is no summary.json beside {options.model}, which tells how its states were "
+            f"scaled. Put it back, {way_out}"
         )
-    model.save(folder / "model.safetensors")
-    write_json(folder / "summary.json", summary)
-    if options.pictures:
-        _draw(folder, options, history, found, values, errors, model.dt)
-
-
-def _draw(
-    folder: Path,
-    options: ForecastOptions,
-    history: History,
-    found: "list[np.ndarray]",
-    values: "np.ndarray",
-    errors: "np.ndarray | None",
-    dt: float,
-) -> None:
-    import numpy as np
-
-    from spanwise import plots
-
-    past, future = history.paths[0], found[0]
-    shown = past[-max(20, 3 * options.steps) :]
-    # The variables that vary most, at most three.
-    widest = np.sort(np.argsort(-shown.std(axis=0), kind="stable")[:3])
-    fig, ax = plots.figure(width=7)
-    joined = np.concatenate([shown[-1:], future])
-    plots.forecast(
-        ax, shown[:, widest], joined[:, widest], start=len(shown) - 1, dt=dt,
-        names=[history.columns[i] for i in widest],
-    )  # fmt: skip
-    plots.save(fig, folder / "forecast.svg")
-    fig, ax = plots.figure(width=4.5, height=4.2)
-    plots.eigenvalues(ax, values)
-    plots.save(fig, folder / "eigenvalues.svg")
-    if errors is not None and (errors > 0).any():
-        fig, ax = plots.figure()
-        plots.errors_by_horizon(ax, errors)
-        plots.save(fig, folder / "errors.svg")
-
-
-def _period(rate: complex) -> str:
-    return "" if rate.imag == 0 else f"{2 * 3.141592653589793 / abs(rate.imag):.4g}"
+    try:
+        told = json.loads(beside.read_text(encoding="utf-8"))
+        method, variables = str(told["method"]), [str(name) for name in told["variables"]]
+        shift, scale = (
+            np.asarray(told["scaling"][name], dtype=float) for name in ("shift", "scale")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{beside} is not what spanwise forecast wrote beside its model ({error!r}). Put that "
+            f"back, or remove it {way_out}"
+        ) from error
+    if method != options.method:
+        raise ValueError(f"{options.model} was learned by {method}: pass --method {method}.")
+    if len(variables) != len(columns):
+        raise ValueError(
+            f"{options.model} forecasts {len(variables)} variables, the data has {len(columns)}."
+        )
+    if variables != list(columns):
+        raise ValueError(
+            f"{options.model} was learned from {', '.join(variables[:5])} ..., in this order; the "
+            f"data has {', '.join(columns[:5])} ..."
+        )
+    if shift.shape != (len(columns),) or scale.shape != shift.shape or not (scale > 0).all():
+        raise ValueError(
+            f"{beside} has no scaling of {len(columns)} variables. Put back what was written "
+            f"beside the model, or remove it {way_out}"
+        )
+    return shift, scale
 
 
 def _span(lengths: "Sequence[int]") -> str:
