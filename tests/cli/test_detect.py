@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -111,12 +112,17 @@ def test_parameters_are_the_detectors(files, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--contamination", "0.7"], "contamination must be in (0, 0.5], got 0.7"),
-        (["--why", "0"], "why must be at least 1, got 0"),
+        (["--contamination", "0.7"], "--contamination must be in (0, 0.5], got 0.7"),
+        (["--why", "0"], "--why must be at least 1, got 0"),
         (["--model", "a", "--train", "b"], "give --train or --model, not both"),
-        (["--model", "a", "--lam", "1"], "lam cannot be set with --model"),
-        (["--model", "a", "--contamination", "0.2"], "contamination cannot be set with --model"),
-        (["--directions", "inf"], "n_directions must be at least 1, or a share"),
+        (["--model", "a", "--lam", "1"], "--lam cannot be set with --model"),
+        (["--model", "a", "--contamination", "0.2"], "--contamination cannot be set with --model"),
+        (["--directions", "inf"], "--directions must be at least 1, or a share"),
+        (["--lam", "-1"], "--lam must be finite and at least 0, got -1.0"),
+        (["--steps", "-1"], "--steps must be a whole number, at least 0, got -1"),
+        (["--components", "3"], "--components is of kernels: give --kernel rbf as well"),
+        (["--kernel", "linear", "--gamma", "1"], "--gamma is of --kernel rbf"),
+        (["--kernel", "rbf", "--gamma", "-1"], "--gamma must be None or above 0, got -1.0"),
         (["--train", "none.csv"], "none.csv: No such file"),
         (["--keep", "idd"], "has no column 'idd'"),
     ],
@@ -134,7 +140,67 @@ def test_other_features_are_named(files, tmp_path, capsys):
     assert main(["detect", files[0], "--keep", "id", "--train", str(other)]) == 1
     told = capsys.readouterr().err
     assert "size only in" in told
-    assert "remove others from the file that has them" in told  # --drop would miss them in one
+    assert "Leave a column out with --drop, which may be in one file only" in told
+
+
+def test_a_column_of_one_file_alone_may_be_dropped(files, tmp_path, capsys):
+    new, normal = files
+    rows = read(tmp_path / "normal.csv")
+    labelled = tmp_path / "labelled.csv"
+    with labelled.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "kind"])
+        writer.writeheader()
+        writer.writerows({**row, "kind": 1} for row in rows)
+    args = ["detect", new, "--json", "--keep", "id"]
+    assert main([*args, "--train", normal]) == 0
+    plain = json.loads(capsys.readouterr().out)["lowest"]
+    assert main([*args, "--train", str(labelled), "--drop", "kind"]) == 0
+    assert json.loads(capsys.readouterr().out)["lowest"] == plain
+    assert main([*args, "--train", str(labelled), "--drop", "kin"]) == 1
+    assert "neither" in capsys.readouterr().err
+    assert main(["detect", new, "--keep", "kind", "--drop", "id", "--train", str(labelled)]) == 1
+    assert "no column 'kind' to keep" in capsys.readouterr().err
+
+
+def test_a_kernel_judges_without_reasons_and_says_so(files, tmp_path, capsys):
+    new, normal = files
+    out, again = tmp_path / "found", tmp_path / "again"
+    args = ["--keep", "id", "--no-pictures"]
+    kernel = ["--kernel", "rbf", "--components", "12", "--landmarks", "50", "--gamma", "0.1"]
+    assert main(["detect", new, "--train", normal, *args, *kernel, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "no feature explains the scores of this kernel" in told
+    assert "every sample: score and label\n" in told
+    rows = read(out / "scores.csv")
+    assert list(rows[0]) == ["row", "id", "score", "label"]
+    assert min(rows, key=lambda row: float(row["score"]))["row"] == "3"
+    model = str(out / "detector.safetensors")
+    assert main(["detect", new, *args, "--model", model, "--out", str(again)]) == 0
+    assert read(again / "scores.csv") == rows
+
+
+def test_a_linear_kernel_has_reasons(files, capsys):
+    args = ["detect", files[0], "--train", files[1], "--drop", "id", "--kernel", "linear", "--json"]
+    assert main(args) == 0
+    lowest = json.loads(capsys.readouterr().out)["lowest"][0]
+    assert (lowest["row"], lowest["why"][:10]) == (3, "height = 9")
+
+
+def test_one_sample_is_nothing_to_learn_from(tmp_path, capsys):
+    np.save(tmp_path / "one.npy", np.ones((1, 3)))
+    assert main(["detect", str(tmp_path / "one.npy")]) == 1
+    assert "holds one sample" in capsys.readouterr().err
+
+
+def test_what_the_detector_says_names_flags(files, capsys):
+    args = ["detect", files[1], "--drop", "id"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as outside of tests
+        assert main([*args, "--steps", "1", "--directions", "9"]) == 0
+    told = capsys.readouterr().err
+    assert "--directions = 9 exceeds the 3 features" in told
+    assert "did not converge in --steps = 1 steps" in told
+    assert "Raise --steps, or scale the data with --scaling whiten" in told
 
 
 def test_columns_that_a_model_does_not_know_may_be_dropped(files, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """What the verbs on data share: numbers from a file in, a folder of tables and pictures out."""
 
 import contextlib
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +68,13 @@ def check(options: TableOptions) -> Path:
     return options.data
 
 
-def read(options: TableOptions, terminal: Terminal) -> "Table":
+def read(options: TableOptions, terminal: Terminal, *, lenient: bool = False) -> "Table":
     """The table that the options name, and a line about it.
+
+    Args:
+        options: The verb's.
+        terminal: Where to say the line.
+        lenient: Whether `drop` may name columns that only another file has.
 
     Raises:
         ValueError: As `check` and `load_table` do.
@@ -76,10 +83,53 @@ def read(options: TableOptions, terminal: Terminal) -> "Table":
     from spanwise.datasets.tables import load_table
 
     path = check(options)
-    table = load_table(path, apart=options.keep, drop=options.drop, key=options.key)
+    table = load_table(
+        path, apart=options.keep, drop=options.drop, key=options.key, lenient=lenient
+    )
+    for name in options.keep:
+        if name not in table.apart:
+            raise ValueError(
+                f"{path} has no column {name!r} to keep. A column that only another file has is "
+                "left out with --drop."
+            )
     n, d = table.values.shape
     terminal.say(f"{path}: {n} samples, {d} feature{'s' if d > 1 else ''}")
     return table
+
+
+def flagged(text: str, flags: Mapping[str, str]) -> str:
+    """What an estimator says, with the command line's names for its parameters.
+
+    Words that are also English are replaced only where they stand for a parameter: before `must`,
+    `exceeds` or an equals sign, or after `raise` or `lower`.
+
+    Args:
+        text: Of an error or a warning.
+        flags: Parameter -> flag, without dashes.
+
+    Example:
+        >>> flagged("lam must be above 0. Raise max_iter, or set kernel='rbf'.",
+        ...         {"lam": "lam", "max_iter": "steps", "kernel": "kernel"})
+        '--lam must be above 0. Raise --steps, or set --kernel rbf.'
+    """
+    for name, flag in flags.items():
+        text = re.sub(rf"(?<![\w-]){name}=(['\"]?)([\w.-]*\w)\1", rf"--{flag} \2", text)
+        where = "" if "_" in name else r"(?= must\b| exceeds\b| = )"
+        text = re.sub(rf"(?<![\w-]){name}\b{where}", f"--{flag}", text)
+        text = re.sub(rf"\b(raise|lower) {name}\b", rf"\1 --{flag}", text, flags=re.IGNORECASE)
+    return text
+
+
+@contextlib.contextmanager
+def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Errors and warnings of the body are `flagged`."""
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            yield
+    except ValueError as error:
+        raise ValueError(flagged(str(error), flags)) from error
+    for warning in told:
+        warnings.warn(flagged(str(warning.message), flags), warning.category, stacklevel=3)
 
 
 def on_device(values: "np.ndarray", device: str) -> Any:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spanwise.cli._shared import Terminal, run_verb
-from spanwise.cli._tables import TableOptions, as_array, on_device, read, results, tell_files
+from spanwise.cli._tables import (
+    TableOptions,
+    as_array,
+    flagged,
+    naming_flags,
+    on_device,
+    read,
+    results,
+    tell_files,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +33,11 @@ FILES = {
     "model.safetensors": "the fitted model, for --model or MLC.load",
     "summary.json": "sizes, ranks, rates, and the number of clusters that was chosen",
 }
+FLAGS = {
+    "n_clusters": "clusters", "candidates": "most", "scaling": "scaling", "augment": "noise",
+    "eta": "eta", "epochs": "epochs", "n_features": "features",
+}  # fmt: skip
+"""Parameter of the estimator -> the flag that sets it."""
 DRAWN = 1500
 """Samples whose affinity is drawn."""
 
@@ -62,16 +76,16 @@ class ClusterOptions(TableOptions):
 
     def __post_init__(self) -> None:
         if self.clusters != "auto" and self.clusters < 2:
-            raise ValueError(f"clusters must be auto or at least 2, got {self.clusters}.")
+            raise ValueError(f"--clusters must be auto or at least 2, got {self.clusters}.")
         if self.most < 2:
-            raise ValueError(f"most must be at least 2, got {self.most}.")
+            raise ValueError(f"--most must be at least 2, got {self.most}.")
         asked = ("noise", "eta", "epochs", "features")
         given = [name for name in asked if getattr(self, name) is not None]
         given += ["clusters"] if self.clusters != "auto" else []
         if self.model is not None and given:
             raise ValueError(
-                f"{', '.join(given)} cannot be set with --model: it has learned already. Leave "
-                "--model out to learn anew."
+                f"{', '.join(f'--{name}' for name in given)} cannot be set with --model: it has "
+                "learned already. Leave --model out to learn anew."
             )
 
     def options(self) -> dict[str, Any]:
@@ -137,10 +151,10 @@ def _fitted(
     from spanwise.estimators import MLC
 
     if options.model is None:
-        with warnings.catch_warnings(record=True) as told:
+        with naming_flags(FLAGS), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             model = MLC(**options.options(), verbose=verbose).fit(X)
-        notes = [str(w.message) for w in told if "spanwise" in w.filename]
+        notes = [flagged(str(w.message), FLAGS) for w in told if "spanwise" in w.filename]
         return model, as_array(model.labels_), notes
     model = MLC.load(options.model)
     if model.n_features_in_ != len(table.columns):

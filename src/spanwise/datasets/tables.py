@@ -37,6 +37,8 @@ class Table:
     """What the features are called: the header's names, or x0, x1, ..."""
     apart: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns that are no features, as text: names, dates, known labels."""
+    dropped: tuple[str, ...] = ()
+    """Columns that were left out."""
     path: Path
     digest: str
     """SHA-256 of the file."""
@@ -51,6 +53,7 @@ def load_table(
     apart: Sequence[str] = (),
     drop: Sequence[str] = (),
     key: str | None = None,
+    lenient: bool = False,
 ) -> Table:
     r"""Samples and features from a file.
 
@@ -62,6 +65,8 @@ def load_table(
             of n values beside the matrix.
         drop: Columns to leave out.
         key: Which array of an npz or safetensors file holds the features.
+        lenient: Whether `apart` and `drop` may name columns that the file lacks, as one of two
+            files may.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -79,9 +84,9 @@ def load_table(
     data = _bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     if suffix_of(path) in ARRAYS:
-        values, columns, kept = _from_arrays(path, data, apart, drop, key)
+        values, columns, kept, names = _from_arrays(path, data, apart, drop, key, lenient)
     elif suffix_of(path) in TABLES:
-        values, columns, kept = _from_text(path, data, apart, drop)
+        values, columns, kept, names = _from_text(path, data, apart, drop, lenient)
     else:
         raise ValueError(
             f"{path}: {suffix_of(path) or 'a file without an ending'} is no table that is read "
@@ -91,7 +96,10 @@ def load_table(
         raise ValueError(
             f"{path} holds no numbers: {values.shape[0]} rows, {len(columns)} columns."
         )
-    return Table(values=values, columns=columns, apart=kept, path=path, digest=digest)
+    dropped = tuple(name for name in drop if name in names)
+    return Table(
+        values=values, columns=columns, apart=kept, dropped=dropped, path=path, digest=digest
+    )
 
 
 def load_array(path: str | Path, *, key: str | None = None) -> Array:
@@ -154,8 +162,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def _from_text(
-    path: Path, data: bytes, apart: Sequence[str], drop: Sequence[str]
-) -> tuple[Array, tuple[str, ...], dict[str, tuple[str, ...]]]:
+    path: Path, data: bytes, apart: Sequence[str], drop: Sequence[str], lenient: bool
+) -> tuple[Array, tuple[str, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Values, their columns, those apart, and the names of all columns."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -177,7 +186,7 @@ def _from_text(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ValueError(f"{path}: two columns are called {repeated!r}. Rename one of them.")
-    _check_columns(path, (*apart, *drop), names)
+    apart = _known(path, apart, drop, names, lenient)
     for number, cells in lines:
         if len(cells) != width:
             raise ValueError(
@@ -197,7 +206,7 @@ def _from_text(
         number, cells = lines[row]
         raise _bad_cell(path, number, names[chosen[column]], cells[chosen[column]])
     kept = {name: tuple(cells[names.index(name)] for _, cells in lines) for name in apart}
-    return values, tuple(names[i] for i in chosen), kept
+    return values, tuple(names[i] for i in chosen), kept, names
 
 
 def _separator(text: str) -> str:
@@ -207,8 +216,13 @@ def _separator(text: str) -> str:
 
 
 def _from_arrays(
-    path: Path, data: bytes, apart: Sequence[str], drop: Sequence[str], key: str | None
-) -> tuple[Array, tuple[str, ...], dict[str, tuple[str, ...]]]:
+    path: Path,
+    data: bytes,
+    apart: Sequence[str],
+    drop: Sequence[str],
+    key: str | None,
+    lenient: bool,
+) -> tuple[Array, tuple[str, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
     arrays = _arrays(path, data)
     values = _numbers(path, _chosen(path, arrays, key, other=apart), key)
     if values.ndim == 1:
@@ -220,7 +234,7 @@ def _from_arrays(
         )
     columns = tuple(f"x{i}" for i in range(values.shape[1]))
     names = (*columns, *(name for name in arrays if name))
-    _check_columns(path, (*apart, *drop), names)
+    apart = _known(path, apart, drop, names, lenient)
     kept: dict[str, tuple[str, ...]] = {}
     for name in apart:
         if name in columns:
@@ -234,7 +248,7 @@ def _from_arrays(
             )
         kept[name] = tuple(str(value) for value in beside)
     chosen = [i for i, name in enumerate(columns) if name not in {*apart, *drop}]
-    return np.ascontiguousarray(values[:, chosen]), tuple(columns[i] for i in chosen), kept
+    return np.ascontiguousarray(values[:, chosen]), tuple(columns[i] for i in chosen), kept, names
 
 
 def _arrays(path: Path, data: bytes) -> dict[str, Any]:
@@ -295,10 +309,16 @@ def _numbers(path: Path, values: Any, key: str | None) -> Array:
     return found
 
 
-def _check_columns(path: Path, asked: Sequence[str], names: Sequence[str]) -> None:
-    for name in asked:
+def _known(
+    path: Path, apart: Sequence[str], drop: Sequence[str], names: Sequence[str], lenient: bool
+) -> Sequence[str]:
+    """Those of `apart` that the file has, which are all of them unless `lenient`."""
+    if lenient:
+        return [name for name in apart if name in names]
+    for name in (*apart, *drop):
         if name not in names:
             raise ValueError(f"{path} has no column {name!r}. {nearest(name, list(names))}")
+    return apart
 
 
 def _bad_cell(path: Path, line: int, column: str, cell: str) -> ValueError:
