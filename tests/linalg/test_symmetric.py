@@ -138,3 +138,15 @@ def test_sizes_that_make_no_sense_are_refused():
         SymmetricSpace(0, 2)
     with pytest.raises(ValueError, match="cannot be numbered"):
         SymmetricSpace(10**5, 4)
+
+
+@pytest.mark.parametrize(("d", "n"), [(3, 1), (3, 3)])
+def test_a_space_for_other_numbers_has_the_same_tables(d, n):
+    space, fresh = SymmetricSpace(d, n).to(torch.float32), SymmetricSpace(d, n, torch.float32)
+    assert space == fresh
+    assert space.grown.equal(fresh.grown)
+    while space.order > 1:
+        space, fresh = space.lower, fresh.lower
+        assert space == fresh
+        assert space.scale.dtype == torch.float32
+        assert space.scale.equal(fresh.scale)

@@ -7,13 +7,20 @@ less memory.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, permutations
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+_TABLES = ("index", "_axes", "_roots", "grown")
+"""Of a space, the cached properties that do not depend on the dtype."""
+
+_ENTRIES = 2**17
+"""Of a part of a tensor that is looked at at once: a processor keeps it in its cache."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,24 @@ class SymmetricSpace:
     @cached_property
     def scale(self) -> Float[Tensor, " C"]:
         """The root of how many of the d^n entries each coordinate stands for."""
+        return self._roots.to(self.dtype)
+
+    @cached_property
+    def _roots(self) -> Float[Tensor, " C"]:
         repeats = torch.ones(self.dim, dtype=torch.int64, device=self.device)
         run = repeats.clone()
         for before, after in pairwise(self.index.unbind(-1)):
             run = torch.where(before == after, run + 1, 1)
             repeats *= run  # after a run of length l this has gained l!
-        return (math.factorial(self.order) / repeats.double()).sqrt().to(self.dtype)
+        return (math.factorial(self.order) / repeats.double()).sqrt()
+
+    def to(self, dtype: torch.dtype) -> "SymmetricSpace":
+        """The same space for other numbers. It shares the tables, which take a while to make."""
+        other = replace(self, dtype=dtype)
+        vars(other).update({name: getattr(self, name) for name in _TABLES})
+        if self.order > 1:
+            vars(other)["lower"] = self.lower.to(dtype)
+        return other
 
     @cached_property
     def lower(self) -> "SymmetricSpace":
@@ -183,7 +202,7 @@ def flatten_symmetric(
         columns: Symmetric tensors of order n'.
     """
     flat = tensor.reshape(rows.d**rows.order, columns.d**columns.order)
-    picked = flat[rows.entries][:, columns.entries].to(rows.dtype)
+    picked = flat.index_select(0, rows.entries).index_select(1, columns.entries).to(rows.dtype)
     return picked.mul_(rows.scale.unsqueeze(-1)).mul_(columns.scale)
 
 
@@ -212,9 +231,14 @@ def asymmetry(tensor: Tensor) -> float:
     Two permutations generate all: the exchange of the first two axes, and the cycle.
     """
     found = 0.0
-    # One slice at a time: differences of the whole tensor are temporaries of its size.
-    for i, part in enumerate(tensor if tensor.ndim > 1 else ()):
-        for other in (tensor[:, i], tensor[..., i])[: tensor.ndim - 1]:
+    if tensor.ndim < 2:
+        return found
+    # A few slices at a time: differences of the whole tensor are temporaries of its size.
+    few = max(1, _ENTRIES * len(tensor) // max(tensor.numel(), 1))
+    others = tensor.transpose(0, 1), tensor.movedim(-1, 0)
+    for start in range(0, len(tensor), few):
+        part = tensor[start : start + few]
+        for other in (whole[start : start + few] for whole in others[: tensor.ndim - 1]):
             low, high = (part - other).aminmax() if part.numel() else (part.sum(), part.sum())
             found = max(found, -float(low), float(high))
     return found

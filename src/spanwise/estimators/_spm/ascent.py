@@ -57,15 +57,16 @@ def climb(
     reach = max(1.5, 1 / objective.mean_defect)
     near: list[Tensor] = []
     f, defect, g = objective.value(X)
-    fell = torch.zeros_like(f, dtype=torch.bool)
+    fell, some = torch.zeros_like(f, dtype=torch.bool), False
     for step in range(max_iter):
         moved = normalized(torch.lerp(f * X, g, reach))
-        if bool(fell.any()):
+        if some:
             moved[:, fell] = power_step(X[:, fell], f[fell], g[:, fell], n)
         log.power_steps += X.shape[1]
         new_f, new_defect, new_g = objective.value(moved)
         fell = (new_f < f - _SLACK) & ~fell
-        if bool(fell.any()):
+        some = bool(fell.any())
+        if some:
             new_f, new_defect = torch.where(fell, f, new_f), torch.where(fell, defect, new_defect)
             moved, new_g = torch.where(fell, X, moved), torch.where(fell, g, new_g)
         X, f, defect, g = moved, new_f, new_defect, new_g
@@ -83,7 +84,13 @@ def climb(
 
 
 def ascend(
-    objective: Objective, X: Float[Tensor, "d b"], log: Log, *, until: float, steps: int = 30
+    objective: Objective,
+    X: Float[Tensor, "d b"],
+    log: Log,
+    *,
+    until: float,
+    steps: int = 30,
+    wait: int = 10,
 ) -> tuple[Float[Tensor, "d b"], Float[Tensor, " b"], Tensor]:
     """Gauss-Newton from points with f near 1, which is quadratic where f reaches 1.
 
@@ -94,7 +101,8 @@ def ascend(
         X: Unit columns.
         log: Is written to.
         until: Length of a point's last step.
-        steps: At most; the last few points are given up after a third of them.
+        steps: At most.
+        wait: Steps after which the last eighth of the points is given up.
 
     Returns:
         Points, in another order, 1 - f, and which took their last step.
@@ -106,7 +114,7 @@ def ascend(
     f, defect, g = objective.value(X)
     for turn in range(steps):
         step = tangent_step(factored(objective.normal_matrix(X))[0], X, g - f * X)
-        length = step.norm(dim=0)
+        length = torch.linalg.vector_norm(step, dim=0)
         log.newton_steps += X.shape[1]
         before = X
         X = normalized(X + step * (0.5 / length).clamp(max=1))
@@ -122,7 +130,7 @@ def ascend(
             done_X.append(X[:, ~still])
             done_defect.append(defect[~still])
             X, f, defect, g = X[:, still], f[still], defect[still], g[:, still]
-        if not X.shape[1] or (3 * turn > steps and 8 * X.shape[1] < total):
+        if not X.shape[1] or (turn >= wait and 8 * X.shape[1] < total):
             break
     settled = torch.arange(total, device=X.device) < total - X.shape[1]
     return torch.cat([*done_X, X], dim=1), torch.cat([*done_defect, defect]), settled
@@ -153,7 +161,7 @@ def finish(
     for _ in range(steps):
         f, defect, g = objective.value(X)
         step = tangent_step(factor, X.float(), (g - f * X).float()).double()
-        length = step.norm(dim=0)
+        length = torch.linalg.vector_norm(step, dim=0)
         log.newton_steps += X.shape[1]
         X = normalized(X + step)
         # What is missing after this step is to its length as that is to the length before.

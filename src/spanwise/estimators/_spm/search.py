@@ -10,7 +10,6 @@ from spanwise.estimators._spm.ascent import Log, ascend, climb, finish
 from spanwise.estimators._spm.objective import Objective, normalized
 from spanwise.estimators._spm.spectrum import Spectrum
 from spanwise.linalg._arrays import gaussian
-from spanwise.linalg.symmetric import SymmetricSpace
 
 EXACT = 1e-12
 """1 - f below which x^n lies in the subspace but for rounding. More would let errors in: those
@@ -54,7 +53,7 @@ def search(
         # float32 finds the maxima and tells which are the same.
         coarse = left.coarse()
         near = climb(coarse, starts.float(), max_iter, log)
-        X, defect, _ = ascend(coarse, near, log, until=0.1)
+        X, defect, _ = ascend(coarse, near, log, until=0.1, wait=2)
         X = normalized(_distinct(X[:, defect.argsort()], 1e-4).double())
         # Without noise, maxima of what is left are some of the whole, where no error is behind.
         sharp, sharp_defect = finish(*whole, X, log)
@@ -87,7 +86,7 @@ class Remaining:
         self.V = spectrum.V
         self.rest = spectrum.rest
         rows = spectrum.rows
-        self._single = SymmetricSpace(rows.d, rows.order, torch.float32, rows.device)
+        self._single = rows.to(torch.float32)
         # Columns of V in coordinates of the original V: duals are taken with the original D.
         self.inside = torch.eye(spectrum.rank, dtype=self.V.dtype, device=self.V.device)
 
@@ -117,8 +116,8 @@ class Remaining:
         """
         whole = self.spectrum.duals(A)
         duals = self.inside.mT @ whole
-        size = duals.norm(dim=0)
-        new = size > least * whole.norm(dim=0)
+        size = torch.linalg.vector_norm(duals, dim=0)
+        new = size > least * torch.linalg.vector_norm(whole, dim=0)
         A, duals = A[:, new], duals[:, new] / size[new]
         kept = _independent(duals)
         A, duals = A[:, kept], duals[:, kept]
@@ -151,7 +150,7 @@ def _starts(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d b"]
     """Random points, and guesses by algebra once no more components are left than dimensions."""
     V, space = left.V, left.spectrum.rows
     # Half as many as are left waste a fifth; below a hundred or so a round costs its operations.
-    count = min(max(left.count // 2, min(left.count, 64), 8), 512)
+    count = min(max(left.count // 2, min(left.count, 128), 8), 512)
     X = gaussian((space.d, count), generator=generator, dtype=V.dtype, device=V.device)
     if left.count > space.d:
         return normalized(X)
@@ -182,7 +181,7 @@ def _by_pencil(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d 
         return V.new_zeros(d, 0)
     # `small` is B diag B^-1 with columns of B the coordinates of the components.
     guesses = basis @ found.real
-    return normalized(guesses[:, guesses.norm(dim=0) > 1e-8])
+    return normalized(guesses[:, torch.linalg.vector_norm(guesses, dim=0) > 1e-8])
 
 
 def _accepted(
