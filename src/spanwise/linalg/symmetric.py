@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 _TABLES = ("index", "_axes", "_roots", "grown")
 """Of a space, the cached properties that do not depend on the dtype."""
 
