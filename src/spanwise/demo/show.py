@@ -16,6 +16,7 @@ from spanwise.demo.screens import Screen, Shown
 from spanwise.io import check_place
 from spanwise.report import Result, format_value
 from spanwise.reproductions import demo as experiment
+from spanwise.reproductions._experiment import Run
 from spanwise.reproductions._keeping import Losses, Taught, Watch, at_level
 from spanwise.reproductions._lesson import Lesson, Settings, Texts, losses_of, new_model
 from spanwise.reproductions.demo import ARMS, OURS
@@ -101,7 +102,7 @@ def show(options: DemoOptions, report: Screen, *, lively: bool = False) -> Resul
     report.say("Each by the better of stopping early and keeping a fraction of its update.")
 
     said = screens.verdict(values, ARMS[OURS], settings.level)
-    result = one_seed_result(options, settings, texts, rows, time.perf_counter() - start)
+    result = one_seed_result(options, settings, texts, rows, start)
     written = page.write(
         options.out, result, shown, plans, prompt=PROMPT, said=said,
         settings_told=told_settings(options), turn=TURN,
@@ -257,14 +258,16 @@ def one_seed_result(
     settings: Settings,
     texts: Texts,
     rows: list[Mapping[str, Any]] | list[dict[str, Any]],
-    seconds: float,
+    begun: float,
 ) -> Result:
     """This run in the form of the committed one; one seed gives no verdict."""
     return experiment.result_of(
-        settings,
+        Run(
+            settings=settings,
+            preset="one seed" if options.full else "one seed, shorter",
+            begun=begun,
+        ),
         texts,
         tuple(rows),
         slug="demo",
-        preset="one seed" if options.full else "one seed, shorter",
-        wall_seconds=seconds,
     )

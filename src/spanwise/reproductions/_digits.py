@@ -1,14 +1,13 @@
 """What experiments on merging share: settings, cells by seed, rows by arm, and the run."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._digits_tasks import Setup, Tasks, digest, load_digits
+from spanwise.reproductions._experiment import Run, Runner, experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,33 +92,20 @@ class Experiment:
     notes: tuple[str, ...] = ()
     """What the numbers alone do not say."""
 
-    def run(
-        self,
-        settings: Settings | None = None,
-        *,
-        preset: str = "default",
-        workers: int | None = None,
-        cache: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Result:
-        """Fine-tune, merge, test, and say what follows.
+    @property
+    def run(self) -> Runner[Settings]:
+        """Fine-tune, merge, test, and say what follows."""
+        return experiment(self.presets)(self._run)
 
-        Args:
-            settings: The experiment; by default that of `preset`.
-            preset: The name that the result carries.
-            workers: Processes at once; by default one for each core.
-            cache: Folder of finished cells.
-            progress: Told how far it is.
-        """
-        start = time.perf_counter()
-        s = settings or self.presets[preset]
+    def _run(self, this: Run[Settings]) -> Result:
+        s = this.settings
         own = {f.name: getattr(s, f.name) for f in fields(s) if f.name != "seeds"}
         cells = [
             {"tasks": count, "seed": seed, "settings": own, "data": digest()}
             for count in self.counts
             for seed in s.seeds
         ]
-        records = run_cells(self.cell, cells, workers, cache=cache, progress=progress)
+        records = run_cells(self.cell, cells, **this.where)
         rows = tuple(
             {"arm": arm_name(arm, found["tasks"]), "seed": found["seed"], **scores}
             for found, done in zip(cells, records, strict=True)
@@ -127,13 +113,12 @@ class Experiment:
         )
         several = len(self.counts) > 1
         return conclude(
+            this,
             slug=self.slug,
             title=self.title,
             claim=self.claim,
             criterion=self.criterion,
             file=self.file,
-            preset=preset,
-            settings=asdict(s),
             data={"name": "digits", "digest": digest(), "images": len(load_digits())},
             metrics=self.metrics or METRICS,
             arms={
@@ -144,7 +129,6 @@ class Experiment:
             rows=rows,
             checks=self.judge(rows),
             notes=(*self._notes(cells, records, s), *self.notes),
-            wall_seconds=time.perf_counter() - start,
             processes=records,
         )
 

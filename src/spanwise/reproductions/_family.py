@@ -6,10 +6,8 @@ cells are kept by what they are and not by who asked.
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +25,7 @@ from spanwise.optim import (
     OnlineSubspaceDescent,
 )
 from spanwise.optim._zoo import MuonWithAdamW
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row
+from spanwise.report import Check, Metric, Panel, Result, Row
 from spanwise.reproductions import _peers
 from spanwise.reproductions._byte_lm import (
     ByteLM,
@@ -39,6 +37,7 @@ from spanwise.reproductions._byte_lm import (
 )
 from spanwise.reproductions._byte_lm_figures import draw_memory, draw_rates
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, Runner, experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -261,30 +260,15 @@ class Experiment:
     panels: tuple[Panel, ...]
     """Its pictures."""
 
-    def run(
-        self,
-        settings: Settings | None = None,
-        *,
-        preset: str = "default",
-        workers: int | None = None,
-        cache: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Result:
-        """Sweep, judge on fresh seeds, and say what follows.
+    @property
+    def run(self) -> Runner[Settings]:
+        """Sweep, judge on fresh seeds, and say what follows."""
+        return experiment(PRESETS)(self._run)
 
-        Args:
-            settings: The experiment; by default that of `preset`.
-            preset: The name that the result carries.
-            workers: Processes at once; by default one for each core.
-            cache: Folder of finished cells.
-            progress: Told how far it is.
-        """
-        start = time.perf_counter()
-        s = settings or PRESETS[preset]
+    def _run(self, this: Run[Settings]) -> Result:
+        s = this.settings
         text = load_text()
-        tuning, rows = sweep_and_judge(
-            cell, list(self.arms), s, text.digest, workers=workers, cache=cache, progress=progress
-        )
+        tuning, rows = sweep_and_judge(cell, list(self.arms), s, text.digest, **this.where)
         seeds = " and ".join(map(str, s.tuning_seeds))
         notes = (
             f"The swept rate moves the matrices. Embeddings, norms and the head run on AdamW at "
@@ -294,20 +278,18 @@ class Experiment:
             *self.notes(tuning.rows, tuning.best),
         )
         return conclude(
+            this,
             slug=self.slug,
             title=self.title,
             claim=self.claim,
             criterion=self.criterion,
             file=self.file,
-            preset=preset,
-            settings=asdict(s),
             data=text.describe(),
             metrics=METRICS,
             arms=dict(self.arms),
             rows=rows,
             checks=self.judge(rows, tuning.rows),
             notes=notes,
-            wall_seconds=time.perf_counter() - start,
             tuning=tuning,
         )
 

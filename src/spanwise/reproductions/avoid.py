@@ -1,17 +1,17 @@
 """Avoiding at a real model's size: 135M parameters learn one text and keep another."""
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spanwise.report import Metric, Panel, Progress, Result
+from spanwise.report import Metric, Panel, Result
 from spanwise.reproductions import _teach_135m as teaching
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
 from spanwise.reproductions._keeping_verdict import SCHEDULE, judge, tune_and_run
 from spanwise.reproductions._teach_135m import Lesson, Settings
@@ -92,25 +92,13 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {**taught.row(), "inside": 100 * inside, **base}
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
     """Choose each arm's rate, judge on fresh seeds, and say what follows.
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once (4 GB each); by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
+    Each process takes 4 GB of memory.
     """
-    start = time.perf_counter()
-    settings = settings or PRESETS[preset]
+    settings = this.settings
     own = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in SCHEDULE}
     texts = teaching.digest(settings)
     # Made here, so that no two cells make the atlas at once.
@@ -121,19 +109,16 @@ def run(
         settings,
         {"settings": own, "data": texts},
         derived={"adamw_low": ("adamw", 0.5)},
-        workers=workers,
-        cache=cache,
-        progress=progress,
+        **this.where,
     )
     old, new = teaching.old_text(settings.model), teaching.new_text(settings.model)
     return conclude(
+        this,
         slug="avoid",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(settings),
         data={
             "name": f"{old.name}, then {new.name}",
             "digest": texts,
@@ -148,7 +133,6 @@ def run(
         rows=rows,
         checks=judge(rows, OURS, CONTROLS),
         notes=notes(settings),
-        wall_seconds=time.perf_counter() - start,
         tuning=tuning,
     )
 

@@ -1,16 +1,16 @@
 """The demo's experiment: learn a new text without losing the old one, small enough to watch."""
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, Tuning, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, Tuning, run_cells
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._keeping_figures import draw_equal_learning, draw_frontier
 from spanwise.reproductions._keeping_verdict import SCHEDULE, judge, tune_and_run
 from spanwise.reproductions._lesson import Lesson, Settings, Texts
@@ -113,53 +113,28 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {**taught.row(), "inside": 100 * inside}
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-    slug: str = "demo",
-    title: str = TITLE,
-) -> Result:
-    """Choose each arm's rate, judge on fresh seeds, and say what follows.
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
+    """Choose each arm's rate, judge on fresh seeds, and say what follows."""
+    return measure(this, slug="demo", title=TITLE)
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
-        slug: Name of the result.
-        title: Headline of the result.
-    """
-    start = time.perf_counter()
-    settings = settings or PRESETS[preset]
+
+def measure(this: Run[Settings], *, slug: str, title: str) -> Result:
+    """The same for any settings, under a name and a headline of their own."""
+    settings = this.settings
     texts = Texts.load(settings)
     own = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in SCHEDULE}
     seeds = [*settings.tuning_seeds, *settings.seeds]
-    run_cells(prepare_cell, [{"settings": own, "seed": s} for s in seeds], workers)
+    run_cells(prepare_cell, [{"settings": own, "seed": s} for s in seeds], this.workers)
     tuning, rows = tune_and_run(
         cell,
         list(ARMS),
         settings,
         {"settings": own, "data": texts.digest},
         derived={"adamw_low": ("adamw", 0.5)},
-        workers=workers,
-        cache=cache,
-        progress=progress,
+        **this.where,
     )
-    return result_of(
-        settings,
-        texts,
-        rows,
-        slug=slug,
-        title=title,
-        preset=preset,
-        wall_seconds=time.perf_counter() - start,
-        tuning=tuning,
-    )
+    return result_of(this, texts, rows, slug=slug, title=title, tuning=tuning)
 
 
 def judge_rows(rows: Sequence[Row]) -> list[Check]:
@@ -168,32 +143,28 @@ def judge_rows(rows: Sequence[Row]) -> list[Check]:
 
 
 def result_of(
-    settings: Settings,
+    this: Run[Settings],
     texts: Texts,
     rows: tuple[Row, ...],
     *,
     slug: str,
     title: str = TITLE,
-    preset: str,
-    wall_seconds: float,
     tuning: Tuning | None = None,
 ) -> Result:
     """A result of this experiment."""
     return conclude(
+        this,
         slug=slug,
         title=title,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(settings),
         data=texts.describe(),
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
         checks=judge_rows(rows),
-        notes=notes(settings),
-        wall_seconds=wall_seconds,
+        notes=notes(this.settings),
         tuning=tuning,
     )
 

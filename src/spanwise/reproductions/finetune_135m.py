@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from spanwise.datasets import load
 from spanwise.layouts import linear_maps
 from spanwise.optim import SNSM, GaLore, GrassJump, state_bytes
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, arm_mean, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, arm_mean, run_cells
 from spanwise.report._cells import cores
 from spanwise.reproductions._byte_lm import sweep_and_judge
 from spanwise.reproductions._byte_lm_figures import draw_against, draw_rates
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._family import against_zero, excess
 from spanwise.reproductions._keeping import anywhere, evenly, mean_loss
 from spanwise.reproductions._settings import check_counts, check_rank, width_of
@@ -192,39 +193,24 @@ def rate_at(step: int, steps: int) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
     """Choose each arm's rate, judge on fresh seeds, measure the whole model once, and say so.
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once (2 GB each); by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
+    Each process takes 2 GB of memory.
     """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+    s = this.settings
     train, held_out, digest = texts(s.model)
-    tuning, rows = sweep_and_judge(
-        cell, list(ARMS), s, digest, workers=workers, cache=cache, progress=progress
-    )
-    peaks = whole_model(s, digest, tuning.best, workers=workers, cache=cache)
+    tuning, rows = sweep_and_judge(cell, list(ARMS), s, digest, **this.where)
+    peaks = whole_model(s, digest, tuning.best, workers=this.workers, cache=this.cache)
     rows = tuple({**row, "whole_model_peak": peaks.get(row["arm"])} for row in rows)
     return conclude(
+        this,
         slug="finetune-135m",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={
             "name": "python-stdlib",
             "digest": digest,
@@ -236,7 +222,6 @@ def run(
         rows=rows,
         checks=judge(rows),
         notes=notes(s),
-        wall_seconds=time.perf_counter() - start,
         tuning=tuning,
     )
 

@@ -1,14 +1,12 @@
 """GODS: does a pair of one-class frames find anomalies better than one hyperplane does?"""
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spanwise.datasets import load_anomalies
-from spanwise.report import Check, Metric, Progress, Result, Row, Workers
+from spanwise.report import Check, Metric, Result, Row, Workers
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._detectors import (
     DETECTORS,
@@ -19,6 +17,7 @@ from spanwise.reproductions._detectors import (
     scores,
     split,
 )
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._gods_figures import PANELS, figure
 from spanwise.reproductions._gods_sets import CHOOSING, DIGITS, REPORTED
 from spanwise.reproductions._ranks import ranking, wilcoxon_holm
@@ -162,25 +161,10 @@ def choose(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return chosen
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
-    """Choose defaults on some sets, judge on others, and say what follows.
-
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
-    """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
+    """Choose defaults on some sets, judge on others, and say what follows."""
+    s = this.settings
     data = {name: load_anomalies(name).digest for name in (*s.choosing, *s.sets)}
 
     def cells(
@@ -191,20 +175,19 @@ def run(
             {"set": n, "seed": seed, "data": data[n], **common} for n in names for seed in seeds
         ]
 
-    with Workers(cell, workers, cache=cache, progress=progress) as pool:
+    with Workers(cell, **this.where) as pool:
         first = pool.map(cells(s.choosing, s.choosing_seeds, None))
         chosen = choose(first)
         asked = cells(s.sets, s.seeds, chosen)
         records = pool.map(asked)
     rows = table_rows(asked, records)
     return conclude(
+        this,
         slug="gods",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={
             "name": f"{len({set_of(name) for name in s.sets})} sets with known anomalies",
             "digest": hashlib.sha256(" ".join(data.values()).encode()).hexdigest(),
@@ -220,7 +203,6 @@ def run(
         rows=rows,
         checks=judge(rows),
         notes=notes(rows, chosen),
-        wall_seconds=time.perf_counter() - start,
         processes=[*first, *records],
     )
 

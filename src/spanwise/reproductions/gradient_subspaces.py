@@ -2,10 +2,8 @@
 
 import math
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +12,10 @@ from torch.optim import Optimizer
 
 from spanwise.layouts import linear_maps
 from spanwise.linalg import captured_energy, grassmann
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions._byte_lm import ByteLM, Parts, build, load_text, shared, train
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._subspace_figures import (
     WALK,
     draw_depth,
@@ -299,42 +298,26 @@ def judge(rows: Sequence[Row]) -> list[Check]:
     ]  # fmt: skip
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
-    """Train on each seed, measure on the way, and say what follows.
-
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
-    """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
+    """Train on each seed, measure on the way, and say what follows."""
+    s = this.settings
     text = load_text()
     own = {key: value for key, value in asdict(s).items() if key != "seeds"}
     cells = [{"seed": seed, "settings": own, "data": text.digest} for seed in s.seeds]
-    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    records = run_cells(cell, cells, **this.where)
     rows = tuple(
         summary(arm, seed, record)
         for seed, record in zip(s.seeds, records, strict=True)
         for arm in ARMS
     )
     return conclude(
+        this,
         slug="gradient-subspaces",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data=text.describe(),
         metrics=METRICS,
         arms=ARMS,
@@ -347,7 +330,6 @@ def run(
             "their noise is part of what the subspaces hold.",
             needed_note(rows),
         ),
-        wall_seconds=time.perf_counter() - start,
         processes=records,
     )
 

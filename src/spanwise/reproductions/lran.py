@@ -2,17 +2,14 @@
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from spanwise.report import (
     Check,
     Metric,
     Panel,
-    Progress,
     Result,
     Row,
     Tuning,
@@ -21,6 +18,7 @@ from spanwise.report import (
 )
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._dynamics import METHODS, SYSTEMS, digest, judged, numbers
+from spanwise.reproductions._experiment import Run, experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,27 +101,15 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
     """Tune, judge on fresh seeds, and say what follows.
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells. Wakes lie in the user's cache.
-        progress: Told how far it is.
+    Wakes lie in the user's cache.
     """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+    s = this.settings
     data = digest(s.size)
-    with Workers(cell, workers, cache=cache, progress=progress) as pool:
+    with Workers(cell, **this.where) as pool:
         tuning = tuned(pool, s, data)
         cells = [
             {
@@ -140,20 +126,18 @@ def run(
         for c, record in zip(cells, records, strict=True)
     )
     return conclude(
+        this,
         slug="lran",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={"name": "Duffing, Kuramoto-Sivashinsky, cylinder wake (simulated)", "digest": data},
         metrics=METRICS,
         arms=ARMS,
         rows=rows,
         checks=judge(rows),
         notes=notes(rows),
-        wall_seconds=time.perf_counter() - start,
         tuning=tuning,
     )
 

@@ -5,15 +5,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.merging import Merged, Stats, collect_stats, merge
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions import _encoder as encoder
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._digits_figures import draw_bars
 from spanwise.reproductions._encoder_tasks import TASKS
+from spanwise.reproductions._experiment import Run, experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,26 +176,14 @@ def values(rows: Sequence[Row], arm: str, metric: str = "normalised") -> dict[in
     return {row["seed"]: row[metric] for row in rows if row["arm"] == arm}
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
     """Fine-tune, merge, test, and say what follows.
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once, 1 GB each; by default one for each core.
-        cache: Folder of finished cells. Fine-tunes lie in the user's cache.
-        progress: Told how far it is.
+    Each process takes 1 GB of memory. tunes lie in the user's cache.
     """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
-    tuned = encoder.tune_all(s, workers=workers, cache=cache, progress=progress)
+    s = this.settings
+    tuned = encoder.tune_all(s, **this.where)
     data = encoder.digests(s)
     own = {key: value for key, value in asdict(s).items() if key != "seeds"}
     # One cell for each method, but those that take statistics collect them once.
@@ -208,7 +196,7 @@ def run(
         for seed in s.seeds
         for arms in groups
     ]  # fmt: skip
-    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    records = run_cells(cell, cells, **this.where)
     rows = [row for seed in s.seeds for row in ends(tuned, seed, s.tasks)]
     rows += [
         row_of(arm, c["seed"], found["test"], tuned, alpha=found["alpha"], tried=found["tried"])
@@ -216,13 +204,12 @@ def run(
         for arm, found in record["arms"].items()
     ]
     return conclude(
+        this,
         slug="merging-encoder",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={
             "name": ", ".join(TASKS[task].label for task in s.tasks),
             "digest": hashlib.sha256(" ".join(data.values()).encode()).hexdigest(),
@@ -233,7 +220,6 @@ def run(
         rows=tuple(rows),
         checks=judge(rows),
         notes=notes(s, rows, [*tuned.values(), *records]),
-        wall_seconds=time.perf_counter() - start,
         processes=[*tuned.values(), *records],
     )
 

@@ -3,10 +3,8 @@
 import hashlib
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spanwise.merging import diagnose, merge
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions import _encoder as encoder
 from spanwise.reproductions._conclusion import conclude
 from spanwise.reproductions._encoder_tasks import TASKS
+from spanwise.reproductions._experiment import Run, experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,26 +119,14 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {"arms": kept}
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
     """Fine-tune, merge every two, test, and say what would have told it beforehand.
 
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once, 1 GB each; by default one for each core.
-        cache: Folder of finished cells. Fine-tunes lie in the user's cache.
-        progress: Told how far it is.
+    Each process takes 1 GB of memory. tunes lie in the user's cache.
     """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
-    tuned = encoder.tune_all(s, workers=workers, cache=cache, progress=progress)
+    s = this.settings
+    tuned = encoder.tune_all(s, **this.where)
     data = encoder.digests(s)
     own = {key: value for key, value in asdict(s).items() if key != "seeds"}
     pairs = [list(pair) for pair in itertools.combinations(s.tasks, 2)]
@@ -151,7 +138,7 @@ def run(
         for seed in s.seeds
         for pair in (None, *pairs)
     ]  # fmt: skip
-    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    records = run_cells(cell, cells, **this.where)
     found = {
         (c["seed"], "+".join(c["pair"] or ())): record
         for c, record in zip(cells, records, strict=True)
@@ -162,13 +149,12 @@ def run(
         for arm in ARMS
     )
     return conclude(
+        this,
         slug="merging-pairs",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={
             "name": ", ".join(TASKS[task].label for task in s.tasks),
             "digest": hashlib.sha256(" ".join(data.values()).encode()).hexdigest(),
@@ -179,7 +165,6 @@ def run(
         rows=rows,
         checks=judge(rows),
         notes=notes(rows),
-        wall_seconds=time.perf_counter() - start,
         processes=[*tuned.values(), *records],
     )
 

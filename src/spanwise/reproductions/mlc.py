@@ -2,15 +2,14 @@
 
 import hashlib
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions import _mlc_sets as sets
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._mlc_arms import compare
 from spanwise.reproductions._mlc_sets import PICTURES, SETS, TEXTS
 
@@ -116,25 +115,10 @@ def cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
-    """Cluster, judge, and say what follows.
-
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
-    """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
+    """Cluster, judge, and say what follows."""
+    s = this.settings
     data = {name: sets.digest(name) for name in s.sets}
     own = {key: value for key, value in asdict(s).items() if key not in ("seeds", "sets")}
     cells = [
@@ -145,20 +129,19 @@ def run(
     for name in s.sets:
         if name in TEXTS:
             sets.read(name)  # embed once, not in every process
-    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    records = run_cells(cell, cells, **this.where)
     rows = tuple(
         {"arm": arm_name(found["set"], method), "seed": found["seed"], **scores}
         for found, done in zip(cells, records, strict=True)
         for method, scores in done["arms"].items()
     )
     return conclude(
+        this,
         slug="mlc",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={
             "name": ", ".join(SETS[name].label for name in s.sets),
             "digest": hashlib.sha256(" ".join(data.values()).encode()).hexdigest(),
@@ -173,7 +156,6 @@ def run(
         rows=rows,
         checks=judge(rows, s.sets),
         notes=notes(rows, s.sets),
-        wall_seconds=time.perf_counter() - start,
         processes=records,
     )
 

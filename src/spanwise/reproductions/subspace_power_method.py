@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spanwise.estimators import symmetric_cp
-from spanwise.report import Check, Metric, Panel, Progress, Result, Row, run_cells
+from spanwise.report import Check, Metric, Panel, Result, Row, run_cells
 from spanwise.reproductions._conclusion import conclude
+from spanwise.reproductions._experiment import Run, experiment
 from spanwise.reproductions._spm_figures import draw_cosines, draw_seconds
 from spanwise.reproductions._spm_rivals import (
     has_tensorly,
@@ -138,25 +138,10 @@ def timed(function: Callable[[], Any], A: Any, repeats: int) -> dict[str, float]
     return {"seconds": best, "error": recovery_error(A, found)}
 
 
-def run(
-    settings: Settings | None = None,
-    *,
-    preset: str = "default",
-    workers: int | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Result:
-    """Decompose, time, unmix, and judge.
-
-    Args:
-        settings: The experiment; by default that of `preset`.
-        preset: The name that the result carries.
-        workers: Processes at once; by default one for each core.
-        cache: Folder of finished cells.
-        progress: Told how far it is.
-    """
-    start = time.perf_counter()
-    s = settings or PRESETS[preset]
+@experiment(PRESETS)
+def run(this: Run[Settings]) -> Result:
+    """Decompose, time, unmix, and judge."""
+    s = this.settings
     data, peer = digest(photographs()), has_tensorly()
     own = {key: value for key, value in asdict(s).items() if key not in ("seeds", "sizes")}
     cells = [
@@ -164,24 +149,22 @@ def run(
         for seed in s.seeds
         for size in (None, *s.sizes)
     ]
-    records = run_cells(cell, cells, workers, cache=cache, progress=progress)
+    records = run_cells(cell, cells, **this.where)
     rows = rows_of(cells, records)
     arms = {arm: label for arm, label in ARMS.items() if any(row["arm"] == arm for row in rows)}
     return conclude(
+        this,
         slug="subspace-power-method",
         title=TITLE,
         claim=CLAIM,
         criterion=CRITERION,
         file=__file__,
-        preset=preset,
-        settings=asdict(s),
         data={"name": "random tensors; two photographs of scikit-learn", "digest": data},
         metrics=METRICS,
         arms=arms,
         rows=rows,
         checks=judge(rows),
         notes=notes(rows, s, peer),
-        wall_seconds=time.perf_counter() - start,
         processes=records,
     )
 
