@@ -18,9 +18,8 @@ from _timing import environment, interleave, set_threads, summarize, write_resul
 
 from spanwise.datasets.dynamics import kuramoto_sivashinsky
 from spanwise.estimators import DMD, KernelDMD
-from spanwise.estimators._lran.fast import loss_and_gradient
 from spanwise.estimators._lran.module import LRANModule, make_module
-from spanwise.estimators._lran.training import Plan, Windows, make_optimizer
+from spanwise.estimators._lran.training import Plan, Windows, make_optimizer, stepping
 
 CASES = [
     {"n": 2, "d": 3, "hidden": (32, 32), "horizon": 11, "batch": 64},
@@ -47,18 +46,10 @@ def draw(windows: Windows, plan: Plan, generator: torch.Generator) -> torch.Tens
 
 def ours(case: dict[str, Any]) -> Callable[[], torch.Tensor]:
     net, windows, plan = made(case)
-    optimizer, generator = make_optimizer(net, plan), torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     eps = plan.eps * float(windows.states.square().sum(1).mean())
-    parameters = list(net.parameters())
-
-    def step() -> torch.Tensor:
-        x, _ = windows.gather(draw(windows, plan, generator), plan.horizon)
-        loss = loss_and_gradient(net, x, plan, eps)
-        torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
-        optimizer.step()
-        return loss
-
-    return step
+    advance, _ = stepping(net, windows, plan, make_optimizer(net, plan), eps)
+    return lambda: advance(draw(windows, plan, generator), plan.lr)
 
 
 def naive(case: dict[str, Any]) -> Callable[[], torch.Tensor]:

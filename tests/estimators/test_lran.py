@@ -1,6 +1,7 @@
 """LRAN against its formula, a naive loop, systems whose spectrum is known, and its contract."""
 
 import copy
+import math
 import pickle
 import warnings
 from typing import Any, ClassVar
@@ -16,9 +17,10 @@ from conformance.estimators import EstimatorSuite
 from spanwise.datasets.dynamics import koopman_invariant
 from spanwise.errors import ConvergenceError
 from spanwise.estimators import DMD, LRAN, LRANModule, lran_loss
-from spanwise.estimators._lran.fast import is_plain, loss_and_gradient
+from spanwise.estimators._lran.adam import FlatAdam
+from spanwise.estimators._lran.fast import HandGradient, is_plain
 from spanwise.estimators._lran.module import make_module
-from spanwise.estimators._lran.training import Plan, Windows, batch_loss, one_cycle
+from spanwise.estimators._lran.training import Plan, Windows, batch_loss, one_cycle, train
 
 F64 = torch.float64
 
@@ -173,10 +175,38 @@ class TestModule:
         expected = batch_loss(net, x, None, plan, 0.3).total
         slopes = torch.autograd.grad(expected, list(net.parameters()))
         assert is_plain(net)
-        found = loss_and_gradient(net, x, plan, 0.3)
+        parts = list(net.parameters())
+        own = [torch.empty_like(p) for p in parts]
+        found = HandGradient(net, parts, own, plan, 0.3)(x.transpose(0, 1))
         torch.testing.assert_close(found, expected.detach(), atol=1e-12, rtol=0)
-        for parameter, slope in zip(net.parameters(), slopes, strict=True):
-            torch.testing.assert_close(parameter.grad, slope, atol=1e-12, rtol=0)
+        for given, slope in zip(own, slopes, strict=True):
+            torch.testing.assert_close(given, slope, atol=1e-12, rtol=0)
+
+    @pytest.mark.parametrize("clip", [0.05, math.inf])
+    def test_adam_on_one_vector_is_torch_s_on_many_tensors(self, clip):
+        net = module()
+        other = copy.deepcopy(net)
+        decayed = [p for p in net.parameters() if p.ndim > 1 and p is not net.step]
+        usual = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": 0.1},
+                {"params": [p for p in net.parameters() if all(p is not q for q in decayed)]},
+            ],
+            lr=0.01, weight_decay=0.0,
+        )  # fmt: skip
+        ours = FlatAdam(decay=0.1, clip=clip)
+        for round_ in range(2):  # the moments outlive a training
+            ours.take(other, {id(p) for p in other.parameters() if p.ndim > 1} - {id(other.step)})
+            for step in range(3):
+                for index, (p, slope) in enumerate(zip(net.parameters(), ours.slopes, strict=True)):
+                    p.grad = draw(*p.shape, seed=10 * step + index + round_)
+                    slope.copy_(p.grad)
+                norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+                usual.step()
+                torch.testing.assert_close(ours.step(0.01), norm, atol=0, rtol=1e-12)
+            ours.give(other)
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(q, p, atol=1e-12, rtol=0)
 
     @pytest.mark.parametrize("hidden", [(), (5,), (4, 6)])
     def test_its_layers_are_those_of_sequential_with_the_gradient_of_autograd(self, hidden):
@@ -369,13 +399,18 @@ class TestTraining:
             found = batch_loss(model.module_, *windows.gather(rows, 5), plan, eps).total
         assert float(found) == pytest.approx(model.validation_history_[:, 1].min(), rel=1e-9)
 
-    def test_the_step_is_never_shrunk_by_weight_decay(self):
-        X = koopman_invariant(40, 8)
-        model = fitted(X, n_latent=2, max_steps=10)
-        groups = model._optimizer.param_groups
-        assert [group["weight_decay"] for group in groups] == [1e-6, 0.0]
-        assert any(p is model.module_.step for p in groups[1]["params"])
-        assert all(p.ndim == 2 for p in groups[0]["params"])
+    @pytest.mark.parametrize("activation", ["elu", "tanh"])
+    def test_only_the_networks_weights_decay(self, activation):
+        net = make_module(3, 2, (5,), activation, False, seeded(0)).double()
+        before = copy.deepcopy(net.state_dict())
+        plan = Plan(horizon=3, delta=1.0, beta=0.0, eps=1e30, lr=0.1, one_cycle=False, steps=1,
+                    batch_size=4, weight_decay=0.5, clip=1e-30, patience=1)  # fmt: skip
+        rows = torch.arange(4)
+        windows = Windows(draw(9, 3), None, rows, rows[:0])
+        train(net, windows, plan, seeded(0))  # with no gradient to speak of
+        for name, held in net.state_dict().items():
+            share = 0.95 if held.ndim == 2 and name != "step" else 1.0
+            torch.testing.assert_close(held, share * before[name], atol=1e-9, rtol=0)
 
     def test_the_rate_climbs_and_anneals_to_0(self):
         rates = [one_cycle(step / 100) for step in range(100)]

@@ -18,7 +18,14 @@ from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._dynamics import Dynamics, check_common
 from spanwise.estimators._lran.loss import check_loss_options
 from spanwise.estimators._lran.module import ACTIVATIONS, LRANModule, make_module
-from spanwise.estimators._lran.training import History, Plan, Windows, make_optimizer, train
+from spanwise.estimators._lran.training import (
+    History,
+    Optimizer,
+    Plan,
+    Windows,
+    make_optimizer,
+    train,
+)
 from spanwise.estimators._progress import ProgressLine
 from spanwise.estimators._trajectories import Trajectories
 
@@ -87,7 +94,7 @@ class LRAN(Dynamics):
     n_iter_: int
     scale_: float
     _net: LRANModule
-    _optimizer: torch.optim.Optimizer | None
+    _optimizer: Optimizer | None
     _draws: torch.Generator
 
     def __init__(
@@ -314,9 +321,6 @@ class LRAN(Dynamics):
         )  # fmt: skip
         if self._optimizer is None:
             self._optimizer = make_optimizer(net, plan)
-        if not one_cycle:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.lr
         with ProgressLine(self.verbose, "LRAN step", steps) as line:
             history = train(
                 net, windows, plan, self._draws, self._optimizer,

@@ -4,6 +4,8 @@ What `lran_loss` and autograd compute, in a third of the operations: on small ne
 the arithmetic, take the time.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def is_plain(module: LRANModule) -> bool:
-    """Whether `loss_and_gradient` knows the module."""
+    """Whether `HandGradient` and `FlatAdam` know the module."""
     return (
         isinstance(module.encoder, ELULayers)
         and isinstance(module.decoder, ELULayers)
@@ -28,56 +30,89 @@ def is_plain(module: LRANModule) -> bool:
     )
 
 
-@torch.no_grad()
-def loss_and_gradient(
-    module: LRANModule, x: Float[Tensor, "B T n"], plan: "Plan", state_eps: float
-) -> Float[Tensor, ""]:
-    """J of windows as `batch_loss` has it; its gradient replaces that of the parameters."""
-    count, steps, n = x.shape
-    flat = x.view(-1, n)
-    inward, outward = list(module.encoder.parameters()), list(module.decoder.parameters())
-    z, seen = ahead(flat, inward)
-    d = z.shape[1]
-    first = z.view(count, steps, d)[:, 0]
-    powers = module.powers(steps)  # (T, d, d)
-    beside = powers.transpose(0, 1).reshape(d, -1)
-    z_hat = (first @ beside).view(-1, d)
-    x_hat, made = ahead(z_hat, outward)
-    share = 1 / ((1 + plan.beta) * count)
+class HandGradient:
+    """J of windows as `batch_loss` has it, and its gradient.
 
-    off = x_hat.sub_(flat)
-    scale = step_weights(plan.delta, steps, x.dtype, x.device) * share
-    scale = scale / flat.square().sum(1).view(count, steps).add_(state_eps)
-    loss = torch.dot(off.square().sum(1), scale.view(-1))
-    by_z_hat, outer = back(off.mul_(2 * scale.view(-1, 1)), made, outward[::2], to_input=True)
-    assert by_z_hat is not None
+    States are laid out time first: the present ones of all windows lie side by side, and so does
+    every later step.
 
-    by_z = torch.zeros_like(z)
-    if plan.beta > 0:
-        off = z_hat - z  # 0 at the first state
-        size = z.square().sum(1)
-        mean = size.mean()
-        size += plan.eps * mean + torch.finfo(x.dtype).tiny
-        later = step_weights(plan.delta, steps - 1, x.dtype, x.device) * (share * plan.beta)
-        scale = torch.cat([later.new_zeros(1), later]).repeat(count) / size
+    Args:
+        module: One that `is_plain`.
+        parts: Its parameters, in its order; they may change in place.
+        slopes: Where a call writes their gradients.
+        plan: Windows and weights.
+        state_eps: Added to every squared norm of a state.
+    """
+
+    def __init__(
+        self,
+        module: LRANModule,
+        parts: Sequence[Tensor],
+        slopes: Sequence[Tensor],
+        plan: "Plan",
+        state_eps: float,
+    ) -> None:
+        self.plan, self.state_eps = plan, state_eps
+        self.matrix, self.by_matrix = parts[0], slopes[0]  # a module's own come first
+        border = 1 + len(list(module.encoder.parameters()))
+        nets = [parts[1:border], parts[border:]]
+        self.weights, self.biases = [net[::2] for net in nets], [net[1::2] for net in nets]
+        self.into = [slopes[1:border], slopes[border:]]
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "T B n"]) -> Float[Tensor, ""]:
+        """J; its gradient replaces what `slopes` held.
+
+        Args:
+            x: Windows of T >= 2 states, time first.
+        """
+        plan, matrix = self.plan, self.matrix
+        steps, count, n = x.shape
+        flat = x.reshape(-1, n)
+        z, seen = ahead(flat, self.weights[0], self.biases[0])
+        d = z.shape[1]
+        z_hat = torch.empty_like(z)
+        rolled = z_hat.view(steps, count, d).unbind()
+        rolled[0].copy_(z[:count])
+        for before, after in itertools.pairwise(rolled):
+            torch.mm(before, matrix, out=after)
+        x_hat, made = ahead(z_hat, self.weights[1], self.biases[1])
+        share = 1 / ((1 + plan.beta) * count)
+
+        off = x_hat.sub_(flat)
+        scale = step_weights(plan.delta, steps, x.dtype, x.device)[:, None] * share
+        size = flat.square().sum(1).add_(self.state_eps)
+        scale = (scale / size.view(steps, count)).view(-1, 1)
         squares = off.square().sum(1)
-        loss = loss + torch.dot(squares, scale)
-        off *= 2 * scale.view(-1, 1)
-        by_z_hat += off
-        by_size = squares.mul_(scale).div_(size).neg_()
-        by_size += by_size.sum() * (plan.eps / len(size))  # eps is a share of the mean
-        by_z = torch.addcmul(off.neg_(), z, by_size.view(-1, 1), value=2)
+        loss = torch.dot(squares, scale[:, 0])
+        by_z_hat, _ = back(
+            off.mul_(scale.mul_(2)), made, self.weights[1], self.into[1], to_input=True
+        )
+        assert by_z_hat is not None
 
-    # Of z_hat = first [I, K, ..., K^(T-1)]: by K from the last power to the first.
-    spread = by_z_hat.view(count, -1)
-    by_z.view(count, steps, d)[:, 0] += spread @ beside.mT
-    by_powers = (first.mT @ spread).view(d, steps, d).transpose(0, 1).contiguous()
-    matrix = module.step
-    for step in range(steps - 2, 0, -1):
-        by_powers[step].addmm_(by_powers[step + 1], matrix.mT)
-    module.step.grad = powers[:-1].reshape(-1, d).mT @ by_powers[1:].reshape(-1, d)
+        by_z = torch.zeros_like(z)
+        if plan.beta > 0:
+            off = z_hat - z  # 0 at the first states
+            size = z.square().sum(1)
+            size += plan.eps * size.mean() + torch.finfo(x.dtype).tiny
+            scale = size.reciprocal()
+            later = step_weights(plan.delta, steps - 1, x.dtype, x.device)
+            scale[:count] = 0
+            scale[count:].view(steps - 1, count).mul_(later[:, None] * (share * plan.beta))
+            squares = off.square().sum(1)
+            loss = loss + torch.dot(squares, scale)
+            by_size = squares.mul_(scale).div_(size).neg_()
+            by_size += by_size.sum() * (plan.eps / len(size))  # eps is a share of the mean
+            off *= scale.mul_(2).view(-1, 1)
+            by_z_hat += off
+            by_z = torch.addcmul(off.neg_(), z, by_size.view(-1, 1), value=2)
 
-    _, inner = back(by_z, seen, inward[::2], to_input=False)
-    for parameter, gradient in zip((*inward, *outward), (*inner, *outer), strict=True):
-        parameter.grad = gradient
-    return loss
+        # A forecast moves all later ones: from the last step to the first.
+        slopes = by_z_hat.view(steps, count, d).unbind()
+        turned = matrix.mT
+        for step in range(steps - 2, -1, -1):
+            slopes[step].addmm_(slopes[step + 1], turned)
+        torch.mm(z_hat[:-count].mT, by_z_hat[count:], out=self.by_matrix)
+        by_z[:count] += slopes[0]
+        back(by_z, seen, self.weights[0], self.into[0], to_input=False)
+        return loss

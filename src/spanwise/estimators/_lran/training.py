@@ -1,8 +1,7 @@
 """Minibatch training of a linearly recurrent autoencoder."""
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,15 +9,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spanwise.errors import ConvergenceError
-from spanwise.estimators._lran.fast import is_plain, loss_and_gradient
+from spanwise.estimators._lran.adam import FlatAdam
+from spanwise.estimators._lran.fast import HandGradient, is_plain
 from spanwise.estimators._lran.loss import LossParts, lran_loss
 from spanwise.estimators._lran.module import LRANModule
 
+Optimizer = torch.optim.Optimizer | FlatAdam
+Step = Callable[[Tensor, float], Tensor]
+"""Train on windows that begin at these rows, at this rate: their loss."""
 Watch = Callable[[int, float], None]
 """Told the step and the last loss."""
 
 WARM_UP = 0.1
 """Share of the steps in which the rate climbs."""
+EXACT = 1e-14
+"""A loss that is rounding: relative errors of 1e-7."""
 JUDGES = 2048
 """Windows that the held-out loss is taken over, at most."""
 
@@ -59,6 +64,8 @@ class History:
     """Reconstruction part of J at the end, held out where something was."""
     stopped: bool = False
     """Whether training ended early."""
+    diverged: bool = False
+    """Whether the loss at the last look was no number."""
 
 
 @dataclass
@@ -82,18 +89,59 @@ class Windows:
         return x, times - times[:, :1]
 
 
-def make_optimizer(module: LRANModule, plan: Plan) -> torch.optim.Optimizer:
+def make_optimizer(module: LRANModule, plan: Plan) -> Optimizer:
     """Adam with decoupled decay on the weights of encoder and decoder; K is never shrunk."""
-    decayed = [
+    if is_plain(module):
+        return FlatAdam(decay=plan.weight_decay, clip=plan.clip)
+    decayed = _decayed(module)
+    known = {id(p) for p in decayed}
+    rest = [p for p in module.parameters() if id(p) not in known and p.requires_grad]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": rest}]
+    return torch.optim.AdamW(groups, lr=plan.lr, weight_decay=0.0, fused=True)
+
+
+def _decayed(module: LRANModule) -> list[nn.Parameter]:
+    return [
         p
         for net in (module.encoder, module.decoder)
         for p in net.parameters()
         if p.ndim > 1 and p.requires_grad
     ]
-    known = {id(p) for p in decayed}
-    rest = [p for p in module.parameters() if id(p) not in known and p.requires_grad]
-    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": rest}]
-    return torch.optim.AdamW(groups, lr=plan.lr, weight_decay=0.0, fused=True)
+
+
+def stepping(
+    module: LRANModule, windows: "Windows", plan: Plan, optimizer: Optimizer, state_eps: float
+) -> tuple[Step, Callable[[], None]]:
+    """What trains on a batch, and what then brings the module up to date.
+
+    By hand where the module allows it, else by autograd.
+    """
+    if isinstance(optimizer, FlatAdam):
+        optimizer.take(module, {id(p) for p in _decayed(module)})
+        gradient = HandGradient(module, optimizer.parts, optimizer.slopes, plan, state_eps)
+        later = torch.arange(plan.horizon, device=windows.states.device)[:, None]
+
+        def by_hand(rows: Tensor, rate: float) -> Tensor:
+            loss = gradient(windows.states[later + rows])
+            optimizer.step(rate)
+            return loss
+
+        return by_hand, lambda: optimizer.give(module)
+
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def usual(rows: Tensor, rate: float) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        x, elapsed = windows.gather(rows, plan.horizon)
+        loss = batch_loss(module, x, elapsed, plan, state_eps).total
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, plan.clip)
+        optimizer.step()
+        return loss.detach()
+
+    return usual, lambda: None
 
 
 def batch_loss(
@@ -114,63 +162,48 @@ def train(
     windows: Windows,
     plan: Plan,
     generator: torch.Generator,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     watch: Watch | None = None,
 ) -> History:
     """Train in place; with held-out windows the best weights seen are those kept.
+
+    Training ends early without a better loss for `patience` looks, at a loss that is rounding, and
+    where the loss is no number; the weights are then those of an earlier look.
 
     Raises:
         ConvergenceError: If the loss is not finite and no earlier weights are.
     """
     optimizer = optimizer or make_optimizer(module, plan)
     state_eps = plan.eps * float(windows.states.square().sum(1).mean())
-    losses = torch.zeros(plan.steps, dtype=torch.float64, device=windows.states.device)
-    history = History(losses)
+    history = History(torch.zeros(plan.steps, dtype=torch.float64, device=windows.states.device))
     judges = _spread(windows.held_out, JUDGES)
-    every = max(1, plan.steps // plan.looks)
     best, kept, waited = math.inf, None, 0
-    order = torch.empty(0, dtype=torch.long)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    plain = is_plain(module)
-    for step in range(plan.steps):
-        if len(order) < min(plan.batch_size, len(windows.train)):
-            fresh = torch.randperm(len(windows.train), generator=generator)
-            order = torch.cat([order, fresh])
-        chosen, order = order[: plan.batch_size], order[plan.batch_size :]
-        rows = windows.train[chosen.to(windows.train.device)]
-        if plan.one_cycle:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr * one_cycle(step / max(1, plan.steps))
-        x, elapsed = windows.gather(rows, plan.horizon)
-        if plain and elapsed is None:
-            loss = loss_and_gradient(module, x, plan, state_eps)
-        else:
-            loss = batch_loss(module, x, elapsed, plan, state_eps).total
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        nn.utils.clip_grad_norm_(parameters, plan.clip)
-        optimizer.step()
-        losses[step] = loss.detach()
+    advance, update = stepping(module, windows, plan, optimizer, state_eps)
+    for step, rows in enumerate(batches(windows.train, plan, generator)):
+        factor = one_cycle(step / plan.steps) if plan.one_cycle else 1.0
+        loss = advance(rows, plan.lr * factor)
+        history.losses[step] = loss
         last = step + 1 == plan.steps
-        if (step + 1) % every and not last:
+        if (step + 1) % max(1, plan.steps // plan.looks) and not last:
             continue
+        update()
         value = _judged(module, windows, judges, plan, state_eps) if len(judges) else None
-        seen = float(loss.detach()) if value is None else float(value.total)
+        seen = float(loss) if value is None else float(value.total)
         if watch is not None:
             watch(step + 1, seen)
         if value is not None:
             history.held_out.append([float(step + 1), seen])
-        if not math.isfinite(seen):
-            history.stopped = True
-        elif value is None or seen < best:
+        history.diverged = not math.isfinite(seen)
+        history.stopped = history.diverged or seen < EXACT
+        if not history.diverged and (value is None or seen < best):
             best, waited = seen, 0
             # Without held-out windows only as a way back from divergence.
-            kept = copy.deepcopy(module.state_dict())
-        else:
+            kept = {name: held.clone() for name, held in module.state_dict().items()}
+        elif not history.diverged:
             waited += 1
             history.stopped = waited >= plan.patience and not last
         if history.stopped:
-            history.losses = losses[: step + 1]
+            history.losses = history.losses[: step + 1]
             break
     if kept is None:
         raise ConvergenceError(
@@ -181,6 +214,18 @@ def train(
     final = judges if len(judges) else _spread(windows.train, JUDGES)
     history.reconstruction = float(_judged(module, windows, final, plan, state_eps).reconstruction)
     return history
+
+
+def batches(
+    rows: Int[Tensor, " a"], plan: Plan, generator: torch.Generator
+) -> Iterator[Int[Tensor, " B"]]:
+    """A batch of windows for every step, each window once a pass."""
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(plan.steps):
+        if len(order) < min(plan.batch_size, len(rows)):
+            order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
+        chosen, order = order[: plan.batch_size], order[plan.batch_size :]
+        yield rows[chosen.to(rows.device)]
 
 
 def one_cycle(share: float) -> float:
