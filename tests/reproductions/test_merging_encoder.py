@@ -201,19 +201,19 @@ def test_judging_seeds_are_fresh(module, preset):
     assert len(settings.seeds) >= 3 or preset == "quick"
 
 
-@both
 @pytest.mark.slow
 @pytest.mark.reproduction
 @has_assets
-def test_the_quick_run_goes_from_texts_to_a_figure(module, tmp_path, monkeypatch):
+def test_the_quick_runs_go_from_texts_to_figures_and_share_their_fine_tunes(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("SPANWISE_CACHE", str(tmp_path / "cache"))
-    result = module.run(preset="quick", cache=tmp_path / "cells", workers=1)
-    assert result.verdict.outcome == "no verdict"
-    assert {row["arm"] for row in result.rows} == set(module.ARMS)
-    assert save_panels(module.PANELS, result, tmp_path / "figure.svg").stat().st_size > 1000
-    again = module.run(preset="quick", cache=tmp_path / "cells", workers=1)
-    assert again.rows == result.rows
+    for module in (merging_encoder, merging_pairs):
+        result = module.run(preset="quick", cache=tmp_path / "cells", workers=1)
+        assert result.verdict.outcome == "no verdict"
+        assert {row["arm"] for row in result.rows} == set(module.ARMS)
+        assert save_panels(module.PANELS, result, tmp_path / "figure.svg").stat().st_size > 1000
+        again = module.run(preset="quick", cache=tmp_path / "cells", workers=1)
+        assert again.rows == result.rows
 
 
 @both

@@ -145,13 +145,13 @@ import torch
 from spanwise.training import TrainConfig, plan, train
 from spanwise.training.memory import PeakMemory
 from spanwise.training.inputs import Atlases, open_model, open_optimizer
-config = TrainConfig.flat("llama-10m", plan=True, method="adamw", batch=8, sequence=256)
+config = TrainConfig.flat("llama-10m", plan=True, method="adamw", batch=8, sequence=128)
 row = plan(config)["adamw"]
 memory = PeakMemory(torch.device("cpu"))
 model = open_model(config)
 optimizer = open_optimizer(config, model, Atlases.open(config, model))
 memory.restart()
-ids = torch.randint(3, 259, (8, 256))
+ids = torch.randint(3, 259, (8, 128))
 for _ in range(2):
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()

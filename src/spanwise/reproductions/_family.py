@@ -72,9 +72,9 @@ class Settings(ByteLM):
 
 PRESETS = {
     "quick": Settings(
-        steps=24,
+        steps=16,
         refresh_every=8,
-        validation_windows=64,
+        validation_windows=32,
         rates=(1.5e-3, 1.2e-2),
         extensions=0,
         seeds=(100,),
