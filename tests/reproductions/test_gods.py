@@ -83,16 +83,27 @@ def test_all_detectors_have_as_many_trials():
     assert {*TRIALS, "bods", "published"} == {*DETECTORS}
 
 
+CHEAP = {
+    **dict.fromkeys(("gods", "kods", "released"), {"max_iter": 3}),
+    "forest": {"n_estimators": 10},
+}
+"""For tests: few steps, few trees."""
+
+
 @pytest.mark.parametrize("method", [*TRIALS])
 def test_each_detector_finds_a_far_point(method):
     X = np.random.default_rng(0).normal(size=(60, 4))
     far = np.full((1, 4), 8.0)
-    own, rest = scores(method, TRIALS[method][0], X, np.concatenate([X[:5], far]))
+    options = {**TRIALS[method][0], **CHEAP.get(method, {})}
+    own, rest = scores(method, options, X, np.concatenate([X[:5], far]))
     assert len(own) == 60
     assert rest.argmin() == 5
 
 
-def test_a_quick_run_fills_all_three_tables():
+def test_a_quick_run_fills_all_three_tables(monkeypatch):
+    cheap = {m: ({**t[0], **CHEAP.get(m, {})},) for m, t in TRIALS.items()}
+    monkeypatch.setattr(gods, "TRIALS", cheap)
+    monkeypatch.setattr(gods, "PUBLISHED", {**gods.PUBLISHED, "max_iter": 3, "start": "random"})
     settings = gods.PRESETS["quick"]
     cell = {"seed": 100, "rows": 40, "trials": 1, "chosen": dict.fromkeys(TRIALS, 0)}
     asked = [{**cell, "set": name, "data": load_anomalies(name).digest} for name in settings.sets]
