@@ -84,7 +84,7 @@ def test_all_detectors_have_as_many_trials():
 
 
 CHEAP = {
-    **dict.fromkeys(("gods", "kods", "released"), {"max_iter": 3}),
+    **{key: {"max_iter": 3} for key in ("gods", "kods", "released")},
     "forest": {"n_estimators": 10},
 }
 """For tests: few steps, few trees."""
