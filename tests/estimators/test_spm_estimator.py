@@ -364,12 +364,53 @@ def quadrature(X, sigma):
     return (X.unsqueeze(1) + sigma * z).reshape(-1, d)
 
 
-@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("order", [3, 4, 5])
 def test_gaussian_noise_is_taken_out_of_moments_exactly(order):
     X = normal(2, 3)
     clean, _ = gauss_moment(X, order)
     found, _ = gauss_moment(quadrature(X, 0.7), order, noise_variance=0.49)
     torch.testing.assert_close(found, clean, atol=1e-10, rtol=0)
+
+
+def partial_matchings(places):
+    """All ways to make pairs of some of the places: pairs, and what is left."""
+    if not places:
+        yield [], []
+        return
+    first, rest = places[0], places[1:]
+    for pairs, left in partial_matchings(rest):
+        yield pairs, [first, *left]
+    for at, other in enumerate(rest):
+        for pairs, left in partial_matchings(rest[:at] + rest[at + 1 :]):
+            yield [(first, other), *pairs], left
+
+
+@pytest.mark.parametrize("order", [5, 6, 7])
+def test_noise_is_taken_out_by_hermite_tensors_of_any_order(order):
+    X, s = normal(4, 3), 0.37
+    identity, whole = torch.eye(3, dtype=F64), torch.zeros([3] * order, dtype=F64)
+    for pairs, left in partial_matchings(list(range(1, order + 1))):
+        factors = [torch.ones(4, dtype=F64), [0]]
+        for pair in pairs:
+            factors += [identity, list(pair)]
+        for axis in left:
+            factors += [X, [0, axis]]
+        whole += (-s) ** len(pairs) * torch.einsum(*factors, list(range(1, order + 1))) / 4
+    found, variance = gauss_moment(X, order, noise_variance=s)
+    expected = flatten_symmetric(whole, *spaces(3, order, X.device))
+    torch.testing.assert_close(found, expected, atol=1e-10 * float(whole.abs().max()), rtol=0)
+    assert variance == s
+
+
+def test_points_are_components_of_a_fifth_moment_behind_gaussian_noise():
+    A = normal(3, 4)
+    model = SubspacePowerMethod(5).fit_moments(quadrature(A.mT, 0.5), noise_variance=0.25)
+    weights = A.norm(dim=0) ** 5 / 4
+    error, found, true, sign = match(
+        A / A.norm(dim=0), weights, model.weights_, model.components_.mT
+    )
+    assert error < 1e-8  # noise of the size of the points: a thousand times their moment cancels
+    torch.testing.assert_close(found * sign, true, rtol=1e-8, atol=0)
 
 
 def test_the_noise_variance_is_found_where_the_rank_leaves_room():
@@ -407,9 +448,10 @@ def test_more_sources_than_sensors_are_told_apart():
     ("order", "options", "message"),
     [
         (2, {}, "order must be at least 3"),
-        (5, {"cumulant": True}, "need order 3 or 4"),
+        (5, {"cumulant": True}, "needs order 3 or 4"),
         (4, {"cumulant": True, "noise_variance": 1.0}, "holds no Gaussian noise"),
         (3, {"noise_variance": "auto"}, "needs order 4"),
+        (6, {"noise_variance": "auto"}, "needs order 4, got order 6"),
         (4, {"noise_variance": "some"}, "must be a number, None"),
         (4, {"noise_variance": -1.0}, "must not be negative"),
         (4, {"noise_variance": math.nan}, "must be finite"),

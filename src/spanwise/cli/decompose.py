@@ -47,7 +47,7 @@ class DecomposeOptions(TableOptions):
     cumulant: bool = False
     """Decompose the cumulant of a table, of order 3 or 4, instead of the moment."""
     noise_variance: float | None = None
-    """Variance of isotropic Gaussian noise to take out of a table's moment, orders 3 and 4."""
+    """Variance of isotropic Gaussian noise to take out of a table's moment."""
     scree: bool = False
     """Show the eigenvalues only, to choose a rank; nothing is decomposed."""
     rank_tol: float = 1e-4

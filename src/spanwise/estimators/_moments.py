@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spanwise.estimators._hermite import denoised
 from spanwise.linalg.symmetric import SymmetricSpace
 
 _ENTRIES = 2**21
@@ -32,8 +33,8 @@ def moment_flattening(
         rows: Symmetric tensors of order n.
         columns: Symmetric tensors of order m - n.
         cumulant: The cumulant in its place; orders 3 and 4.
-        noise_variance: Variance of isotropic Gaussian noise whose part is taken out, orders 3 and
-            4; `"auto"` estimates it, order 4.
+        noise_variance: Variance of isotropic Gaussian noise whose part is taken out; `"auto"`
+            estimates it, order 4.
         rank: Of the moment without noise, where it is known: the estimate then rests on all
             eigenvalues beyond it.
 
@@ -50,10 +51,13 @@ def moment_flattening(
             f"{columns.dim} distinct entries, {size:.0f} GiB. Lower order, or project X on fewer "
             "principal axes."
         )
+    step = max(1, _ENTRIES // rows.dim)
+    if noise_variance is not None and noise_variance != "auto" and float(noise_variance):
+        variance = float(noise_variance)
+        return denoised(X, rows, columns, variance, step), variance
     if cumulant:
         X = X - X.mean(0)
     M = X.new_zeros(rows.dim, columns.dim)
-    step = max(1, _ENTRIES // rows.dim)
     for start in range(0, n, step):
         block = X[start : start + step].mT
         left = rows.power(block)
@@ -62,19 +66,13 @@ def moment_flattening(
     if cumulant and order == 4:
         covariance = X.mT @ X / n
         M -= 3 * symmetric_product(covariance, covariance, rows)
-    if noise_variance is None:
+    if noise_variance != "auto":
         return M, 0.0
     identity = torch.eye(d, dtype=X.dtype, device=X.device)
-    if order == 3:
-        variance = float(noise_variance)
-        return M - 3 * variance * vector_product(X.mean(0), rows), variance
     once = symmetric_product(X.mT @ X / n, identity, rows)
     twice = symmetric_product(identity, identity, rows)
-    if noise_variance == "auto":
-        most = float(torch.linalg.eigvalsh(X.mT @ X / n)[0])
-        variance = _estimate(M, once, twice, max(most, 0.0), rank)
-    else:
-        variance = float(noise_variance)
+    most = float(torch.linalg.eigvalsh(X.mT @ X / n)[0])
+    variance = _estimate(M, once, twice, max(most, 0.0), rank)
     # E[(x + z)^4] has 6 s sym(E[x x] I) + 3 s^2 sym(I I) more; E[x x] is the data's less s I.
     return M - 6 * variance * once + 3 * variance**2 * twice, variance
 
@@ -90,15 +88,18 @@ def check_terms(order: int, cumulant: bool, noise_variance: float | str | None) 
         raise ValueError(
             f"noise_variance must be finite and must not be negative, got {noise_variance}."
         )
-    if order > 4 and (cumulant or noise_variance is not None):
+    if order > 4 and cumulant:
         raise ValueError(
-            f"cumulant and noise_variance need order 3 or 4, got order {order}. Only the plain "
-            "moment is known here for higher orders."
+            f"cumulant needs order 3 or 4, got order {order}. Of higher orders only the moment is "
+            "known here, with noise_variance as a number if need be."
         )
     if cumulant and noise_variance is not None:
         raise ValueError("a cumulant holds no Gaussian noise already: leave noise_variance None.")
-    if order == 3 and noise_variance == "auto":
-        raise ValueError('noise_variance="auto" needs order 4. Give a number.')
+    if order != 4 and noise_variance == "auto":
+        raise ValueError(
+            f'noise_variance="auto" needs order 4, got order {order}. Give a number: that of '
+            "order 4, say."
+        )
 
 
 def symmetric_product(
@@ -111,15 +112,6 @@ def symmetric_product(
         # Row index (i j), column index (k l): pairs (i k)(j l) and (i l)(j k), each both ways.
         total = total + P[a][:, i] * Q[b][:, j] + Q[a][:, i] * P[b][:, j]
     return total * (space.scale.unsqueeze(-1) * space.scale / 6)
-
-
-def vector_product(v: Float[Tensor, " d"], space: SymmetricSpace) -> Float[Tensor, "C d"]:
-    """The flattening of the mean over all permutations of v_i I_jk, order 2 by order 1."""
-    i, j = space.index.unbind(-1)
-    identity = torch.eye(len(v), dtype=v.dtype, device=v.device)
-    total = identity[i, j].unsqueeze(-1) * v + v[i].unsqueeze(-1) * identity[j]
-    total = total + v[j].unsqueeze(-1) * identity[i]
-    return total * (space.scale.unsqueeze(-1) / 3)
 
 
 def _estimate(M: Tensor, once: Tensor, twice: Tensor, most: float, rank: int | None) -> float:

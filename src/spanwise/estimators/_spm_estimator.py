@@ -121,9 +121,9 @@ class SubspacePowerMethod(Estimator):
             y: Ignored.
             cumulant: The cumulant of order 3 or 4 instead, as independent sources ask for:
                 x = A s has the cumulant sum kurt(s_i) a_i^4.
-            noise_variance: Variance of isotropic Gaussian noise to take out of the moment, orders
-                3 and 4; `"auto"` estimates it where the rank leaves room (order 4), by the
-                eigenvalues beyond `rank` if that is given.
+            noise_variance: Variance of isotropic Gaussian noise to take out of the moment;
+                `"auto"` estimates it where the rank leaves room (order 4), by the eigenvalues
+                beyond `rank` if that is given.
             method: What is held; see above.
 
         Raises:

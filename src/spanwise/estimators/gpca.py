@@ -34,8 +34,9 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         subspace_dim: Dimension l of each, from 1 to d - 1.
         order: Of the moment, 4 or 6. K binom(l + n - 1, n) may be at most
             binom(d + n - 1, n) - d, n = order / 2.
-        noise_variance: Variance of isotropic Gaussian noise that is taken out of the moment of
-            order 4; `"auto"` estimates it, None leaves it in, as order 6 has to.
+        noise_variance: Variance of isotropic Gaussian noise that is taken out of the moment; None
+            leaves it in. `"auto"` estimates it by the moment of order 4, where the subspaces leave
+            that null vectors, and else leaves it in.
         n_init: Decompositions from other starts; the one with the smallest inertia is kept.
         n_random: k-subspaces starts from so many random subspaces as well, and the smallest
             inertia wins: where clusters are only roughly subspaces, the moment may mislead.
@@ -96,7 +97,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         rows, _ = spaces(d, self.order, points.device)
         generator = make_generator(self.random_state)
         M, variance = moment_flattening(
-            points / size, rows, rows, noise_variance=self._noise(size), rank=rank
+            points / size, rows, rows, noise_variance=self._noise(points / size, size), rank=rank
         )
         best: tuple[float, Tensor, Tensor] | None = None
         for _ in range(self.n_init):
@@ -152,11 +153,19 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         held = torch.as_tensor(self.subspaces_).to(samples)
         return _distances(samples, held), back
 
-    def _noise(self, size: float) -> float | str | None:
-        """What the moment of samples over `size` is asked to take out; of order 6 no "auto"."""
-        if self.noise_variance is None or self.noise_variance == "auto":
-            return self.noise_variance if self.order == 4 else None
-        return float(self.noise_variance) / size**2
+    def _noise(self, points: Tensor, size: float) -> float | str | None:
+        """What the moment of samples over `size` is asked to take out."""
+        if self.noise_variance is None:
+            return None
+        if self.noise_variance != "auto":
+            return float(self.noise_variance) / size**2
+        if self.order == 4:
+            return "auto"
+        rows, _ = spaces(points.shape[1], 4, points.device)
+        rank = self.n_clusters * math.comb(self.subspace_dim + 1, 2)
+        if rank >= rows.dim:
+            return None
+        return moment_flattening(points, rows, rows, noise_variance="auto", rank=rank)[1]
 
     def _check(self) -> None:
         if self.order not in (4, 6):

@@ -130,6 +130,7 @@ def _chosen(
     even = order % 2 == 0
     samples = even and plain and n < C
     components = even and rank is not None and noise_variance != "auto"
+    components = components and (order == 4 or not noise_variance)
     if method == "auto":
         if samples and 2 * n < C:
             return "few_samples"
@@ -144,8 +145,9 @@ def _chosen(
         )
     if method == "few_components" and not components:
         raise ValueError(
-            f'method="few_components" needs an even order, a rank, and noise_variance as a number, '
-            f'got order {order}, rank = {rank}, noise_variance = {noise_variance!r}. Take "auto".'
+            f'method="few_components" needs an even order, a rank, and noise_variance as a number '
+            f"at order 4 or None, got order {order}, rank = {rank}, noise_variance = "
+            f'{noise_variance!r}. Take "auto".'
         )
     if method not in ("explicit", "few_samples", "few_components"):
         raise ValueError(
