@@ -153,9 +153,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"n_components": 0}, "n_components must be at least 1, got 0"),
-            ({"horizon": 0}, "horizon must be at least 1, got 0"),
-            ({"rolled_steps": -1}, "rolled_steps must be at least 0, got -1"),
+            ({"n_components": 0}, "n_components must be an integer of at least 1, got 0"),
+            ({"horizon": 0}, "horizon must be an integer of at least 1, got 0"),
+            ({"rolled_steps": -1}, "rolled_steps must be an integer of at least 0, got -1"),
             ({"decay": 0.0}, r"decay must be in \(0, 1\], got 0.0"),
             ({"decay": 1.5}, r"decay must be in \(0, 1\], got 1.5"),
         ],
@@ -167,6 +167,11 @@ class TestBadInput:
     def test_what_has_no_linear_decoder(self):
         with pytest.raises(TypeError, match="estimator must be a DMD, EDMD or KernelDMD"):
             BalancedReduction(MultiKernelRegressor()).fit(koopman_invariant(3, 5))
+
+    def test_a_prefit_model_of_other_states(self):
+        model = DMD().fit(np.random.default_rng(0).standard_normal((20, 3)))
+        with pytest.raises(ValueError, match="X has 2 features, but the prefit estimator is expec"):
+            BalancedReduction(model, prefit=True).fit(koopman_invariant(3, 5))
 
     def test_a_prefit_model_that_is_none(self):
         from sklearn.exceptions import NotFittedError

@@ -160,7 +160,8 @@ class TestAgainstEachOther:
         def observables(s):
             return np.stack([s[:, 0], s[:, 1], np.sin(5 * s[:, 0] + s[:, 1])], axis=1)
 
-        model = EDMD(observables).fit(X)
+        with pytest.warns(UserWarning, match="3 pair"):
+            model = EDMD(observables).fit(X)
         psi = model.transform(X)
         assert np.abs(psi[:, 1] - psi[:, 0] @ model.koopman_matrix_).max() < 1e-9
         expected = np.sort([0.9, 0.5])
@@ -237,6 +238,14 @@ class TestForecasts:
             z = model.transform(X[0, :1])
             np.testing.assert_allclose(model.predict(X[0, 0], 0), model.inverse_transform(z))
             np.testing.assert_array_equal(model.predict(X[0, 0], 5), five)
+
+    def test_long_forecasts_go_block_by_block_to_the_same_states(self, monkeypatch):
+        X = koopman_invariant(10, 8)
+        model = EDMD(invariant).fit(X)
+        whole = model.predict(X[:4, 0], 7)
+        monkeypatch.setattr("spanwise.estimators._dynamics.BLOCK", 36)  # 3 steps of 4 states
+        np.testing.assert_allclose(model.predict(X[:4, 0], 7), whole, atol=1e-12)
+        np.testing.assert_allclose(model.predict(X[:4, 0], 0), whole[:, :1], atol=1e-12)
 
     def test_forecast_is_the_future_not_a_reconstruction(self):
         X = koopman_invariant(10, 12)
@@ -393,10 +402,36 @@ class TestBadInput:
         with pytest.raises(ValueError, match="at least 2 states"):
             DMD().fit(np.ones((1, 3)))
 
+    def test_a_user_s_kernel_whose_gram_matrix_has_rank_0(self):
+        with pytest.raises(ValueError, match="the Gram matrix has numerical rank 0"):
+            KernelDMD(lambda a, b: np.zeros((len(a), len(b)))).fit(koopman_invariant(3, 5))
+
+    @pytest.mark.parametrize("model", [DMD(center=True), KernelDMD("linear", center=True)])
+    def test_states_that_never_move_are_called_so(self, model):
+        X = np.tile([0.1, 0.3, -7.7], (9, 1))
+        with pytest.raises(ValueError, match="all states are alike, and center = True takes out"):
+            model.fit(X)
+        # As they are, what stays is an eigenvalue of 1.
+        model.set_params(center=False).fit(X)
+        np.testing.assert_allclose(model.eigenvalues_, [1.0], atol=1e-12)
+
+    @pytest.mark.parametrize("model", [DMD(), EDMD(), KernelDMD()])
+    def test_pairs_that_determine_the_step_exactly_are_told(self, model):
+        with pytest.warns(UserWarning, match=r"1 pair\(s\) of successive.*Give more states, or"):
+            model.fit([[1.0, 2.0], [1.5, -1.0]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.set_params(**{"rank_tol": 1e-4}).fit(koopman_invariant(20, 10))
+
+    def test_modes_at_several_states_at_once(self):
+        model = DMD().fit(koopman_invariant(3, 5))
+        with pytest.raises(ValueError, match=r"x must be one state, \(n,\), got 2 of them"):
+            model.modes(np.ones((2, 2)))
+
     def test_states_of_zeros(self):
         with pytest.raises(ValueError, match="all states are zero"):
             DMD().fit(np.zeros((5, 3)))
-        with pytest.raises(ValueError, match="numerical rank 0"):
+        with pytest.raises(ValueError, match="all states are zero"):
             KernelDMD("linear").fit(np.zeros((5, 3)))
 
     def test_trajectories_of_different_width(self):

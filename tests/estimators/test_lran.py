@@ -14,9 +14,10 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import nn
 
 from conformance.estimators import EstimatorSuite
-from spanwise.datasets.dynamics import koopman_invariant
+from spanwise.datasets.dynamics import duffing, koopman_invariant
 from spanwise.errors import ConvergenceError
 from spanwise.estimators import DMD, LRAN, LRANModule, lran_loss
+from spanwise.estimators._lran import training
 from spanwise.estimators._lran.adam import FlatAdam
 from spanwise.estimators._lran.fast import HandGradient, is_plain
 from spanwise.estimators._lran.module import make_module
@@ -423,12 +424,48 @@ class TestTraining:
         with pytest.raises(ConvergenceError, match=r"training diverged.*Lower lr"):
             fitted(X, n_latent=2, lr=1e30, clip=1e30, validation_fraction=0.0)
 
-    def test_a_module_of_ones_own_is_copied_and_trained(self):
+    def test_a_loss_that_diverges_on_the_way_is_told(self, monkeypatch):
+        judged, looks = training._judged, []
+
+        def failing(*given):
+            looks.append(given)
+            found = judged(*given)
+            return found._replace(total=torch.tensor(torch.nan)) if len(looks) == 5 else found
+
+        monkeypatch.setattr(training, "_judged", failing)
+        with pytest.warns(ConvergenceWarning, match="no longer finite after 5 steps.*Lower lr"):
+            model = fitted(koopman_invariant(40, 8), warn=True, n_latent=2, max_steps=50, lr=0.1)
+        assert model.n_iter_ == 5
+        assert np.isfinite(model.score(koopman_invariant(4, 8)))
+
+    def test_two_states_are_learned_at_once_and_told_to_be_few(self):
+        with pytest.warns(UserWarning, match=r"X has 1 window\(s\) of horizon = 2 states"):
+            model = LRAN(2, horizon=2, hidden=(8,), lr=1e-2).fit([[1.0, 2.0], [1.5, -1.0]])
+        assert model.n_iter_ < 5000  # ends where the loss is rounding
+        assert model.loss_history_[-1] < 1e-14
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:n_latent = 3 exceeds")
+    def test_duffing_s_slow_rate_is_0_and_a_pair_decays_near_the_attractors_rate(self):
+        model = LRAN(
+            3, hidden=(32, 32), horizon=11, dt=0.25, lr=1.6e-2, max_steps=600, random_state=0
+        ).fit(duffing(300, 10).astype(np.float32))
+        rates = model.continuous_eigenvalues_
+        assert np.abs(rates).min() < 0.05
+        # 2.5 time units from starts far out tell the bulk's rate, not quite that at the attractors.
+        assert np.abs(rates - (-0.25 + 1.3919j)).min() < 0.7
+
+    def test_a_module_of_ones_own_is_copied_and_trained(self, tmp_path):
         X = koopman_invariant(40, 8)
         encoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
         own = LRANModule(encoder, nn.Linear(3, 2), 3)
         before = copy.deepcopy(own.state_dict())
         model = fitted(X, module=own)
+        path = model.save(tmp_path / "lran.safetensors")
+        with pytest.raises(ValueError, match=r"Give it again: LRAN.load\(path, module=yours\)"):
+            LRAN.load(path).predict(X[0, 0])
+        loaded = LRAN.load(path, module=own)
+        np.testing.assert_array_equal(loaded.predict(X[0, 0]), model.predict(X[0, 0]))
         assert all(torch.equal(before[name], held) for name, held in own.state_dict().items())
         assert model.transform(X[0]).shape == (9, 3)
         assert model.score(X) > -0.8
@@ -545,19 +582,22 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"n_latent": 0}, "n_latent must be at least 1, got 0"),
-            ({"horizon": 1}, "horizon must be at least 2, got 1"),
+            ({"n_latent": 0}, "n_latent must be an integer of at least 1, got 0"),
+            ({"horizon": 1}, "horizon must be an integer of at least 2, got 1"),
             ({"delta": 0.0}, r"delta must be in \(0, 1\], got 0.0"),
             ({"delta": 1.1}, r"delta must be in \(0, 1\], got 1.1"),
             ({"beta": -1.0}, "beta must be finite and at least 0, got -1.0"),
             ({"dt": 0.0}, "dt must be finite and above 0, got 0.0"),
-            ({"eps": 0.0}, "eps must be above 0, got 0.0"),
-            ({"lr": 0.0}, "lr must be above 0"),
+            ({"eps": 0.0}, "eps must be finite and above 0, got 0.0"),
+            ({"lr": 0.0}, "lr must be finite and above 0"),
             ({"clip": -1.0}, "clip must be above 0"),
-            ({"max_steps": 0}, "max_steps must be at least 1"),
-            ({"batch_size": 0}, "batch_size must be at least 1"),
-            ({"patience": 0}, "patience must be at least 1"),
-            ({"hidden": (8, 0)}, r"hidden must be widths of at least 1, got \(8, 0\)"),
+            ({"max_steps": 0}, "max_steps must be an integer of at least 1"),
+            ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+            ({"patience": 0}, "patience must be an integer of at least 1"),
+            ({"hidden": (8, 0)}, r"hidden must be widths of at least 1.*got \(8, 0\)"),
+            ({"hidden": 64}, r"hidden must be widths of at least 1, such as \(64, 64\), got 64"),
+            ({"lr": math.inf}, "lr must be finite and above 0, got inf"),
+            ({"max_steps": 1e4}, "max_steps must be an integer of at least 1, got 10000.0"),
             ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
             ({"validation_fraction": 1.0}, r"validation_fraction must be in \[0, 1\), got 1.0"),
             ({"activation": "sine"}, "activation must be one of elu, gelu, relu, silu, tanh"),
@@ -601,6 +641,11 @@ class TestBadInput:
         x, x_hat, z, z_hat = tensors()
         with pytest.raises(ValueError, match="windows of at least 2 states, or beta = 0"):
             lran_loss(x[:, :1], x_hat[:, :1], z[:, :1], z_hat[:, :1])
+        with pytest.raises(ValueError, match=r"elapsed must be \(T,\) or \(B, T\) = \(3, 5\)"):
+            lran_loss(x, x_hat, z, z_hat, elapsed=torch.arange(4, dtype=F64))
+        for name in ("state_eps", "latent_eps"):
+            with pytest.raises(ValueError, match=f"{name} must be finite and above 0, got 0.0"):
+                lran_loss(x, x_hat, z, z_hat, **{name: 0.0})
 
 
 def _vectors(model):

@@ -86,6 +86,16 @@ def test_an_unpenalised_linear_part_follows_any_line():
     np.testing.assert_allclose(model.intercept_, [4], atol=1e-8)
 
 
+def test_the_linear_part_does_not_hang_on_the_inputs_units():
+    z, _ = data()
+    line = z @ np.array([[1.0], [2.0], [-3.0]]) + 4
+    units = np.array([1.0, 1e-10, 1e3])
+    model = MultiKernelRegressor(0.0, math.inf).fit(z * units, line)
+    np.testing.assert_allclose(model.coef_ * units, [[1, 2, -3]], atol=1e-8)
+    heavy = MultiKernelRegressor(1e18, math.inf).fit(z, line)
+    np.testing.assert_allclose(heavy.intercept_, line.mean(0), atol=1e-8)
+
+
 def test_landmarks_do_as_well_where_the_kernel_s_rank_is_low():
     z, x = data(60)
     whole = MultiKernelRegressor(1e-3, 1e-3, kernel="polynomial").fit(z, x)

@@ -33,7 +33,7 @@ def test_windows_never_cross_and_none_is_missing(length):
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
 def test_a_split_shares_no_state(share):
-    for lengths in ((9, 9, 9, 9), (30,)):
+    for lengths in ((9, 9, 9, 9), (30,), (4, 30, 2)):
         held = read(numbered(*lengths), 0, reader)
         train, judge = held.split(share, 3)
         used = [
@@ -41,7 +41,10 @@ def test_a_split_shares_no_state(share):
         ]
         assert used[1]
         assert not used[0] & used[1]
-        if len(lengths) > 1:  # whole trajectories are held out
+        if lengths == (4, 30, 2) or share * len(lengths) < 0.5:
+            # Of few trajectories, and where the last are too short, the end of the longest.
+            assert set(held.states[judge][:, 0].tolist()) == {lengths.index(max(lengths))}
+        elif len(lengths) > 1:  # whole trajectories are held out
             assert not set(held.states[train][:, 0].tolist()) & set(
                 held.states[judge][:, 0].tolist()
             )

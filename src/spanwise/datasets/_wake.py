@@ -1,5 +1,6 @@
 """Lattice Boltzmann around a cylinder: D2Q9, two relaxation times, bounce-back by index."""
 
+import math
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ class Wake:
     def __init__(self, *, reynolds: float, diameter: int) -> None:
         if diameter < 6:
             raise ValueError(f"diameter must be at least 6 cells, got {diameter}.")
+        if not 0 < reynolds < math.inf:
+            raise ValueError(f"reynolds must be finite and above 0, got {reynolds}.")
         viscosity = SPEED * diameter / reynolds
-        if viscosity < 0.004 or reynolds <= 0:
+        if viscosity < 0.004:
             raise ValueError(
                 f"reynolds = {reynolds} on {diameter} cells leaves a viscosity of "
                 f"{viscosity:.4f} in lattice units, and 0.004 is needed. Raise diameter."

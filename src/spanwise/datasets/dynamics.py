@@ -59,6 +59,7 @@ def duffing(
         seed: Of the starts.
     """
     _at_least_one(n_trajectories=n_trajectories, n_steps=n_steps)
+    _positive(dt=dt, span=span)
     x = span * (2 * torch.rand(n_trajectories, 2, generator=_seeded(seed), dtype=F64) - 1)
     path = [x]
     for _ in range(n_steps):
@@ -99,12 +100,16 @@ def kuramoto_sivashinsky(
         seed: Of the starts.
 
     Raises:
-        ValueError: If `dt` is no multiple of `step`, or a count is out of range.
+        ValueError: If `dt` is no multiple of `step`, an argument is out of range, or `step` is too
+            long for the integration to stay finite.
 
     Sources:
         Kassam and Trefethen, "Fourth-order time-stepping for stiff PDEs", 2005.
     """
     _at_least_one(n_trajectories=n_trajectories, n_steps=n_steps)
+    _positive(length=length, dt=dt, step=step)
+    if not 0 <= burn_in < math.inf:
+        raise ValueError(f"burn_in must be finite and not negative, got {burn_in}.")
     if n_points < 4 or n_points % 2:
         raise ValueError(f"n_points must be even and at least 4, got {n_points}.")
     inner = round(dt / step)
@@ -144,7 +149,10 @@ def kuramoto_sivashinsky(
         for _ in range(inner):
             v = advance(v)
         path.append(torch.fft.irfft(v, n=n_points))
-    return torch.stack(path, dim=1).numpy()
+    found = torch.stack(path, dim=1)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"the integration blew up with step = {step}. Lower it.")
+    return found.numpy()
 
 
 def cylinder_wake(
@@ -169,7 +177,7 @@ def cylinder_wake(
         n_trajectories: Disturbances.
         n_steps: States kept of each, less one.
         reynolds: Of the diameter and the free stream.
-        diameter: In cells; cost grows with its fourth power.
+        diameter: In cells; cost grows with its third power.
         dt: Between two states, in diameters over the free stream; a thirteenth of a period.
         settle: Time before the disturbance, in the same units.
         disturbance: Its size, as a share of the free stream.
@@ -185,6 +193,9 @@ def cylinder_wake(
         ValueError: If a count is out of range, or the lattice is too coarse for `reynolds`.
     """
     _at_least_one(n_trajectories=n_trajectories, n_steps=n_steps)
+    _positive(dt=dt, disturbance=disturbance)
+    if not 0 <= settle < math.inf:
+        raise ValueError(f"settle must be finite and not negative, got {settle}.")
     wake = Wake(reynolds=reynolds, diameter=diameter)
     inner = max(1, round(dt * wake.time_unit))
     asked = {
@@ -244,3 +255,9 @@ def _at_least_one(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be finite and above 0, got {value}.")

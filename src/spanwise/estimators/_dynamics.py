@@ -21,6 +21,9 @@ from spanwise.estimators._trajectories import Trajectories, oriented, read
 GROWTH = 1e3
 """Factor by which a forecast may grow before it is warned of."""
 
+BLOCK = 1 << 22
+"""Coordinates that a forecast holds at once, 32 MB in double precision."""
+
 
 class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
     """A linear model of dynamics in its own coordinates: encode, step by a matrix, decode.
@@ -91,7 +94,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         """
         check_is_fitted(self)
         x, back, single = self._states(X)
-        _check_steps("n_steps", n_steps, 0)
+        check_count("n_steps", n_steps, 0)
         self._warn_of_growth(n_steps)
         found = self._rolled(self._encode(x), n_steps).to(x)
         return back(oriented(found[0] if single else found, self._axis))
@@ -113,7 +116,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         """
         check_is_fitted(self)
         held = self._read(X)
-        _check_steps("n_steps", n_steps, 1)
+        check_count("n_steps", n_steps, 1)
         self._warn_of_growth(n_steps)
         x = held.states
         found = self._rolled(self._encode(x[held.lasts]), n_steps)[:, 1:].to(x)
@@ -181,7 +184,9 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         """
         check_is_fitted(self)
         with torch.no_grad():
-            state = torch.as_tensor(self.mean_)[None] if x is None else self._states(x)[0][:1]
+            state = torch.as_tensor(self.mean_)[None] if x is None else self._states(x)[0]
+            if len(state) != 1:
+                raise ValueError(f"x must be one state, (n,), got {len(state)} of them.")
             z = self._encode(state)[0]
         jacobian = self._jacobian(z)
         vectors = self._spectrum()[1]
@@ -195,15 +200,16 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
     def errors_by_horizon(self, X: Any, horizon: int) -> Any:
         """Relative error of forecasts 0, 1, ..., horizon steps ahead, `(horizon + 1,)`.
 
-        At each horizon ||forecast - truth|| / ||truth - training mean||, both over all starts in
-        all trajectories; 1 is what always forecasting the mean does.
+        At each horizon ||forecast - truth|| / ||truth - training mean||, both over all starts that
+        `horizon` steps follow in their trajectory; 1 is what always forecasting the mean does.
+        States are `dt` apart.
 
         Raises:
             ValueError: If no trajectory has `horizon + 1` states.
         """
         check_is_fitted(self)
         held = self._read(X)
-        _check_steps("horizon", horizon, 0)
+        check_count("horizon", horizon, 0)
         rows = held.windows(horizon + 1)
         if not len(rows):
             raise ValueError(
@@ -253,11 +259,17 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         return x, back, single
 
     def _rolled(self, z: Float[Tensor, "m d"], n_steps: int) -> Float[Tensor, "m steps n"]:
-        """Decoded states 0, ..., n_steps."""
-        path, matrix = [z], self._matrix()
-        for _ in range(n_steps):
-            path.append(path[-1] @ matrix)
-        return self._decode(torch.cat(path)).view(n_steps + 1, len(z), -1).transpose(0, 1)
+        """Decoded states 0, ..., n_steps; coordinates of some steps at a time are held."""
+        matrix = self._matrix()
+        found: list[Tensor] = []
+        at_once = max(1, BLOCK // max(1, z.numel()))
+        for begin in range(0, n_steps + 1, at_once):
+            path = [z @ matrix if begin else z]
+            for _ in range(min(at_once, n_steps + 1 - begin) - 1):
+                path.append(path[-1] @ matrix)
+            z = path[-1]
+            found.append(self._decode(torch.cat(path)).view(len(path), len(z), -1))
+        return torch.cat(found).transpose(0, 1)
 
     def _at_times(self, z: Float[Tensor, "m d"], times: Tensor) -> Float[Tensor, "m k d"]:
         steps = times / self._dt
@@ -299,7 +311,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
                 f"forecasts may grow by {radius:.4g}^{n_steps:g}. Forecast fewer steps, or fit "
                 "with a longer horizon or a lower rank.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,  # torch.no_grad adds a frame
             )
 
     @property
@@ -319,7 +331,8 @@ def _rows(name: str, rows: Any, width: int) -> tuple[Tensor, Back]:
     return x.to(torch.promote_types(x.dtype, torch.float32)), back
 
 
-def _check_steps(name: str, value: int, least: int) -> None:
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is no integer, or too small."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 

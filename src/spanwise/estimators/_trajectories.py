@@ -50,21 +50,25 @@ class Trajectories:
     def split(self, share: float, length: int) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
         """Windows to learn from and windows held out, which share no state.
 
-        The last trajectories are held out, whole; of a single one its end.
+        The last trajectories are held out, whole; where that is none, or none that holds a window,
+        the end of the longest one.
 
         Args:
-            share: Of trajectories, or of the single one's states; 0 holds out nothing.
+            share: Of trajectories, or of all states; 0 holds out nothing.
             length: States of a window.
         """
         rows = self.windows(length)
         if share == 0:
             return rows, rows[:0]
-        if len(self.lengths) > 1:
-            count = min(max(1, round(share * len(self.lengths))), len(self.lengths) - 1)
-            border = sum(self.lengths[:-count])
-        else:
-            border = self.lengths[0] - max(length, round(share * self.lengths[0]))
-        return rows[rows + length <= border], rows[rows >= border]
+        count = min(round(share * len(self.lengths)), len(self.lengths) - 1)
+        border, end = sum(self.lengths[: len(self.lengths) - count]), sum(self.lengths)
+        if not bool((rows >= border).any()):
+            longest = max(range(len(self.lengths)), key=self.lengths.__getitem__)
+            end = self.starts[longest] + self.lengths[longest]
+            size = max(length, round(share * sum(self.lengths)))
+            border = max(self.starts[longest], end - size)
+        learned = (rows + length <= border) | (rows >= end)
+        return rows[learned], rows[(rows >= border) & (rows < end)]
 
     def arrange(self, rows: Tensor, time_axis: int) -> Any:
         """Results by state, `(N, k)`, in the caller's own form and orientation."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.estimators._base import Estimator
-from spanwise.estimators._dynamics import Dynamics
+from spanwise.estimators._dynamics import Dynamics, check_count
 from spanwise.estimators._koopman.linear import LinearDynamics, like
 from spanwise.estimators._trajectories import Trajectories
 from spanwise.estimators.koopman import DMD, EDMD, KernelDMD
@@ -98,6 +98,12 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
         self.estimator_ = self.estimator if self.prefit else clone(self.estimator).fit(X)
         check_is_fitted(self.estimator_)
         held = self._read(X, reset=True)
+        expected = self.estimator_.n_features_in_
+        if held.states.shape[1] != expected:
+            raise ValueError(
+                f"X has {held.states.shape[1]} features, but the prefit estimator is expecting "
+                f"{expected} features as input."
+            )
         x = held.states.double()
         self.mean_ = held.back(x.mean(dim=0))
         psi, matrix = self.estimator_._encode(x), self.estimator_._matrix().to(x)
@@ -146,8 +152,7 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
                 f"{type(self.estimator).__name__}: a reduction needs features and a linear decoder."
             )
         for name, least in (("n_components", 1), ("horizon", 1), ("rolled_steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), least)
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be in (0, 1], got {self.decay}.")
 

@@ -91,7 +91,7 @@ class DMD(LinearDynamics):
         basis = v[:, :kept]
         self.singular_values_ = held.back(s)
         matrix = (u[:, :kept].mT @ (x[rows + 1] @ basis)) / s[:kept, None]
-        self._finish(held, matrix, basis.mT)
+        self._finish(held, len(rows), matrix, basis.mT, "lower n_components")
         return self
 
     @override
@@ -187,7 +187,8 @@ class EDMD(LinearDynamics):
             self.centers_ = held.back(x[chosen[: self.n_centers].to(x.device)])
         psi = self._features(x)
         matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol)
-        self._finish(held, matrix, least_squares(psi, x, self.rank_tol))
+        decoder = least_squares(psi, x, self.rank_tol)
+        self._finish(held, len(rows), matrix, decoder, "take fewer observables")
         return self
 
     @override
@@ -299,7 +300,8 @@ class KernelDMD(LinearDynamics):
         self.projector_ = held.back(projector.contiguous())
         psi = whole @ projector
         matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol**0.5)
-        self._finish(held, matrix, least_squares(psi[rows], x[rows], self.rank_tol**0.5))
+        decoder = least_squares(psi[rows], x[rows], self.rank_tol**0.5)
+        self._finish(held, len(rows), matrix, decoder, "lower n_components, or raise rank_tol")
         return self
 
     def _kernel(self) -> KernelOptions:
@@ -331,7 +333,7 @@ def _rank(wanted: int | float | None, s: Tensor, rank_tol: float) -> int:
     """How many leading directions are kept."""
     kept = int((s > rank_tol * s[:1]).sum())
     if not kept:
-        raise ValueError("all states are zero: there is nothing to fit.")
+        raise ValueError("all states with a successor are zero: there is nothing to fit.")
     if wanted is None:
         return kept
     if isinstance(wanted, float):

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spanwise.estimators._arrays import make_generator
-from spanwise.estimators._dynamics import Dynamics, check_common
+from spanwise.estimators._dynamics import Dynamics, check_common, check_count
 from spanwise.estimators._lran.loss import check_loss_options
 from spanwise.estimators._lran.module import ACTIVATIONS, LRANModule, make_module
 from spanwise.estimators._lran.training import (
@@ -29,6 +29,8 @@ from spanwise.estimators._lran.training import (
 from spanwise.estimators._progress import ProgressLine
 from spanwise.estimators._trajectories import Trajectories
 
+FEW_WINDOWS = 10
+"""Below so many windows a fit warns."""
 BASELINE = 0.95
 """Relative error of the present state from which on a model has learned nothing; the mean has 1."""
 
@@ -59,8 +61,8 @@ class LRAN(Dynamics):
         lr: Highest learning rate; it climbs for a tenth of the steps and anneals to 0.
         weight_decay: Of the networks' weights; K has none.
         clip: Norm to which gradients are cut.
-        validation_fraction: Share of trajectories (of a single one, of its end) that is held out
-            for early stopping; 0 for none.
+        validation_fraction: Share of trajectories that is held out for early stopping; where that
+            is none of few, the end of the longest one. 0: nothing.
         patience: Of 50 looks at them, how many in a row without a better one end the training.
         device: Where to train; None: where X is, and arrays on the CPU.
         verbose: Whether to show progress on stderr.
@@ -158,17 +160,33 @@ class LRAN(Dynamics):
                 every `dt`.
 
         Warns:
-            ConvergenceWarning: If the model is hardly better than the mean state.
-            UserWarning: If n_latent exceeds n.
+            ConvergenceWarning: If the model is hardly better than the mean state, or the loss
+                diverged on the way.
+            UserWarning: If n_latent exceeds n, or there is hardly a window to learn from.
         """
         self._check()
         held = self._read(X, reset=True)
         elapsed = self._elapsed(held, times)
         self._check_windows(held)
         self._start(held)
+        count = len(held.windows(self.horizon))
+        if count < FEW_WINDOWS:
+            warnings.warn(
+                f"X has {count} window(s) of horizon = {self.horizon} states: a network learns "
+                "them by heart, and its forecasts mean little. Give longer or more trajectories.",
+                UserWarning,
+                stacklevel=2,
+            )
         history = self._train(held, elapsed, self.max_steps, one_cycle=True)
         looks = torch.tensor(history.held_out, dtype=held.states.dtype).view(-1, 2)
         self.validation_history_ = held.back(looks)
+        if history.diverged:
+            warnings.warn(
+                f"the loss was no longer finite after {self.n_iter_} steps, so that the weights "
+                "are those of an earlier look. Lower lr or clip.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         if not history.reconstruction < BASELINE:
             warnings.warn(
                 f"LRAN learned next to nothing in {self.n_iter_} steps: the relative error of its "
@@ -347,7 +365,13 @@ class LRAN(Dynamics):
                     self.continuous, torch.Generator(),
                 )  # fmt: skip
             first = next(iter(self.weights_.values()))
-            net.to(first.device, first.dtype).load_state_dict(self.weights_)
+            try:
+                net.to(first.device, first.dtype).load_state_dict(self.weights_)
+            except RuntimeError as error:
+                raise ValueError(
+                    "weights_ are those of another module: this model was trained with one of your "
+                    "own, which no file holds. Give it again: LRAN.load(path, module=yours)."
+                ) from error
             self._net, self._optimizer = net, None
             self._draws = make_generator(self.random_state)
         return net
@@ -397,13 +421,16 @@ class LRAN(Dynamics):
         for name, least in (
             ("n_latent", 1), ("horizon", 2), ("max_steps", 1), ("batch_size", 1), ("patience", 1),
         ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden must be widths of at least 1, got {self.hidden}.")
-        for name in ("eps", "lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), least)
+        if isinstance(self.hidden, (int, float)) or any(width < 1 for width in self.hidden):
+            raise ValueError(
+                f"hidden must be widths of at least 1, such as (64, 64), got {self.hidden}."
+            )
+        for name in ("eps", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and above 0, got {getattr(self, name)}.")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}. Infinite: no clipping.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
         if not 0 <= self.validation_fraction < 1:

@@ -105,7 +105,11 @@ class MultiKernelRegressor(MultiOutputMixin, RegressorMixin, Estimator):
         d = design.shape[1]
         normal = design.mT @ inner[:, :d]
         normal = (normal + normal.mT) / 2 + torch.diag(penalties)
-        linear = psd_solve(normal, design.mT @ inner[:, d:]).x
+        # On a diagonal of ones, or what is rounding would hang on the inputs' units, and the
+        # intercept vanish beside a large penalty.
+        size = normal.diagonal().clamp(min=torch.finfo(z.dtype).tiny).rsqrt()[:, None]
+        scaled = psd_solve(size * normal * size.mT, size * (design.mT @ inner[:, d:]))
+        linear = size * scaled.x
         _, dual = correct(t - design @ linear)
         coefficients = linear[: z.shape[1]].mT
         intercept = linear[-1] if self.fit_intercept else torch.zeros_like(t[0])

@@ -1,6 +1,5 @@
 """Observables for EDMD: monomials and thin-plate splines."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -29,15 +28,6 @@ def monomials(x: Float[Tensor, "N n"], degree: int) -> Float[Tensor, "N D"]:
 def monomial_count(n: int, degree: int) -> int:
     """Columns of `monomials`."""
     return math.comb(n + degree, degree)
-
-
-def monomial_exponents(n: int, degree: int) -> list[tuple[int, ...]]:
-    """The exponents of each column of `monomials`."""
-    found: list[tuple[int, ...]] = []
-    for order in range(degree + 1):
-        for picked in itertools.combinations_with_replacement(range(n), order):
-            found.append(tuple(picked.count(i) for i in range(n)))
-    return found
 
 
 def thin_plate(x: Float[Tensor, "N n"], centers: Float[Tensor, "k n"]) -> Float[Tensor, "N D"]:

@@ -1,6 +1,7 @@
 """What DMD, EDMD, kernel DMD and their reductions share."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -58,9 +59,38 @@ class LinearDynamics(Dynamics):
                 f"one; the longest has n_samples = {max(held.lengths)}."
             )
         self.mean_ = held.back(held.states.double().mean(dim=0))
-        return held, self._shifted(held.states), rows
+        x = self._shifted(held.states)
+        largest = float(held.states.abs().max())
+        if largest == 0:
+            raise ValueError("all states are zero: there is nothing to fit.")
+        # A mean's rounding is no movement.
+        if self.center and float(x[rows].abs().max()) <= 1e-12 * largest:
+            raise ValueError(
+                "all states are alike, and center = True takes out what they have in common: "
+                "nothing moves, and there is nothing to fit."
+            )
+        return held, x, rows
 
-    def _finish(self, held: Trajectories, matrix: Tensor, decoder: Tensor) -> None:
+    def _finish(
+        self, held: Trajectories, pairs: int, matrix: Tensor, decoder: Tensor, way_out: str
+    ) -> None:
+        """What is known at the end of `fit`.
+
+        Args:
+            held: The trajectories.
+            pairs: States with a successor.
+            matrix: K.
+            decoder: B.
+            way_out: What to do where K has as many coordinates as there are pairs.
+        """
+        if pairs <= len(matrix):
+            warnings.warn(
+                f"{pairs} pair(s) of successive states determine a step between {len(matrix)} "
+                "coordinates exactly, whatever moves them: errors on them say nothing. Give more "
+                f"states, or {way_out}.",
+                UserWarning,
+                stacklevel=4,  # torch.no_grad adds a frame
+            )
         # Contiguous, so that a saved and loaded model computes the same bits.
         self.koopman_matrix_ = held.back(matrix.contiguous())
         self.decoder_ = held.back(decoder.contiguous())

@@ -63,11 +63,18 @@ def lran_loss(
         equation 25.
     """
     check_loss_options(delta, beta)
+    for name, value in (("state_eps", state_eps), ("latent_eps", latent_eps)):
+        if not isinstance(value, Tensor) and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be finite and above 0, got {value}.")
     steps = x.shape[1]
     if x.shape != x_hat.shape or z.shape != z_hat.shape or z.shape[:2] != x.shape[:2]:
         raise ValueError(
             "x and x_hat must be (B, T, n), z and z_hat (B, T, d), got "
             f"{tuple(x.shape)}, {tuple(x_hat.shape)}, {tuple(z.shape)}, {tuple(z_hat.shape)}."
+        )
+    if elapsed is not None and elapsed.shape not in (x.shape[1:2], x.shape[:2]):
+        raise ValueError(
+            f"elapsed must be (T,) or (B, T) = {tuple(x.shape[:2])}, got {tuple(elapsed.shape)}."
         )
     if beta > 0 and steps < 2:
         raise ValueError("the latent part needs windows of at least 2 states, or beta = 0.")
