@@ -140,7 +140,10 @@ def fitted(
     if method == "edmd":
         splines = min(MOST_SPLINES, round(value))
         model = EDMD("thin_plate", n_centers=splines, rank_tol=1e-8, random_state=seed, **common)
-        return model.fit(train)
+        with warnings.catch_warnings():
+            # Of one wake there are fewer states than splines; the errors on another one judge.
+            warnings.simplefilter("ignore", UserWarning)
+            return model.fit(train)
     if method == "lran":
         model = LRAN(system.latent, lr=value, dt=system.dt, random_state=seed, **system.lran)
         with warnings.catch_warnings():
