@@ -60,6 +60,9 @@ def test_a_tensors_components_come_out_with_weights_picture_and_model(
     assert summary["residual"] < 1e-10
     model = SubspacePowerMethod.load(out / "model.safetensors")
     np.testing.assert_array_equal(model.components_, found)
+    with np.load(out / "cp_tensor.npz") as held:
+        rebuilt = np.einsum("r,ir,jr,kr,lr->ijkl", held["weights"], *held["factors"])
+    np.testing.assert_allclose(rebuilt, np.load(tensor), atol=1e-10)
     assert "rank 5 in 4 dimensions" in capsys.readouterr().out
 
 
@@ -108,8 +111,22 @@ def test_a_tensor_of_zeros_has_nothing_to_choose_or_decompose(tmp_path, capsys):
     assert (
         main(["decompose", str(tmp_path / "T.npy"), "--scree", "--out", str(tmp_path / "s")]) == 0
     )
-    assert "all are zero" in capsys.readouterr().out
+    assert "all entries are zero" in capsys.readouterr().out
     assert main(["decompose", str(tmp_path / "T.npy"), "--out", str(tmp_path / "found")]) == 0
+    assert read(tmp_path / "found" / "components.csv") == []
+
+
+def test_a_square_table_may_be_samples_all_the_same(tmp_path, capsys):
+    np.save(tmp_path / "X.npy", np.cov(np.arange(12.0).reshape(3, 4) ** 2))
+    assert main(["decompose", str(tmp_path / "X.npy"), "--order", "4", "--rank", "2"]) == 0
+    assert "3 samples, 3 features" in capsys.readouterr().out
+
+
+def test_samples_that_are_all_alike_have_no_cumulant_and_that_is_said(tmp_path, capsys):
+    np.save(tmp_path / "X.npy", np.full((1000, 3), [0.1, 1 / 3, 7e5]))
+    for asked in ([], ["--scree"], ["--out", str(tmp_path / "found")]):
+        assert main(["decompose", str(tmp_path / "X.npy"), "--cumulant", *asked]) == 0
+        assert "all samples are alike" in capsys.readouterr().out
     assert read(tmp_path / "found" / "components.csv") == []
 
 
@@ -118,7 +135,14 @@ def test_a_tensor_of_zeros_has_nothing_to_choose_or_decompose(tmp_path, capsys):
     [
         (["T.npy", "--order", "3"], "is a tensor of order 4.*leave --order out"),
         (["T.npy", "--cumulant"], "leave --cumulant out"),
-        (["T.npy", "--rank", "9"], "at most 6 generic components"),
+        (["T.npy", "--noise-variance", "0"], "leave --noise-variance out"),
+        (["T.npy", "--key", "foo"], "one array, which has no name: .*--key"),
+        (["T.npy", "--rank", "9"], "--rank = 9, but .* at most 6 .* Lower --rank; --force tries"),
+        (["T.npy", "--rank", "6"], "5. Give --rank 5 or less"),
+        (["T.npy", "--rank", "5", "--scree"], "leave --rank out, or --scree"),
+        (["skew.npy"], "not symmetric: .* --symmetrize takes the nearest"),
+        (["flat.npy"], "order 2: that has no unique decomposition.*--order 4"),
+        (["long.npy"], "all of one length"),
         (["signals.csv", "--drop", "name", "--symmetrize"], "leave --symmetrize out"),
         (["signals.csv", "--drop", "name", "--order", "2"], "order must be at least 3"),
         (["signals.csv", "--cumulant", "--noise-variance", "1"], "leave --noise-variance out"),
@@ -129,6 +153,9 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
     options, message, tensor, table, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    np.save("skew.npy", np.arange(27.0).reshape(3, 3, 3))
+    np.save("flat.npy", np.cov(np.arange(12.0).reshape(3, 4) ** 2))
+    np.save("long.npy", np.zeros((3, 3, 4)))
     assert main(["decompose", *options, "--out", "found"]) == 1
     assert not (tmp_path / "found").exists()
     import re

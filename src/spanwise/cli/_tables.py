@@ -101,7 +101,7 @@ def flagged(text: str, flags: Mapping[str, str]) -> str:
     """What an estimator says, with the command line's names for its parameters.
 
     Words that are also English are replaced only where they stand for a parameter: before `must`,
-    `exceeds` or an equals sign, or after `raise` or `lower`.
+    `exceeds` or an equals sign, or after `raise`, `lower` or `give`.
 
     Args:
         text: Of an error or a warning.
@@ -113,10 +113,11 @@ def flagged(text: str, flags: Mapping[str, str]) -> str:
         '--lam must be above 0. Raise --steps, or set --kernel rbf.'
     """
     for name, flag in flags.items():
+        text = re.sub(rf"(?<![\w-]){name}=True\b", f"--{flag}", text)
         text = re.sub(rf"(?<![\w-]){name}=(['\"]?)([\w.-]*\w)\1", rf"--{flag} \2", text)
         where = "" if "_" in name else r"(?= must\b| exceeds\b| = )"
         text = re.sub(rf"(?<![\w-]){name}\b{where}", f"--{flag}", text)
-        text = re.sub(rf"\b(raise|lower) {name}\b", rf"\1 --{flag}", text, flags=re.IGNORECASE)
+        text = re.sub(rf"\b(raise|lower|give) {name}\b", rf"\1 --{flag}", text, flags=re.IGNORECASE)
     return text
 
 

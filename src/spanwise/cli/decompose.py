@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanwise.cli._shared import Terminal, run_verb
-from spanwise.cli._tables import TableOptions, as_array, check, on_device, results, tell_files
+from spanwise.cli._tables import (
+    TableOptions,
+    as_array,
+    check,
+    naming_flags,
+    on_device,
+    results,
+    tell_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,11 +25,18 @@ if TYPE_CHECKING:
 
 FILES = {
     "components.csv": "one line a component: weight, fit, and its entries",
+    "cp_tensor.npz": "weights (r,) and factors (m, d, r), as tensorly has them",
     "eigenvalues.csv": "of the flattening, largest magnitude first",
     "scree.svg": "those eigenvalues, for the choice of a rank",
     "model.safetensors": "the fitted model, for SubspacePowerMethod.load",
     "summary.json": "rank, weights, residual, and what was done",
 }
+FLAGS = {
+    "order": "order", "rank": "rank", "noise_variance": "noise-variance", "rank_tol": "rank-tol",
+    "component_tol": "component-tol", "n_tries": "tries", "refine": "refine",
+    "symmetrize": "symmetrize", "force": "force", "eigenvalues": "scree",
+}  # fmt: skip
+"""Parameter of the estimator -> the flag that sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +69,8 @@ class DecomposeOptions(TableOptions):
     """How large an eigenvalue has to be to count, as a share of their usual size."""
     component_tol: float = 1e-2
     """With noise: how much of a component's power may lie outside of the flattening's range."""
+    tries: int = 3
+    """Batches of starts without a component, before the best point is taken with a warning."""
     refine: int = 0
     """With noise: steps of least squares on the whole tensor afterwards, such as 50."""
     symmetrize: bool = False
@@ -64,11 +81,13 @@ class DecomposeOptions(TableOptions):
     def __post_init__(self) -> None:
         if self.order is not None and self.order < 3:
             raise ValueError(
-                f"order must be at least 3, got {self.order}: an order of 2 has no unique "
+                f"--order must be at least 3, got {self.order}: an order of 2 has no unique "
                 "decomposition."
             )
         if self.cumulant and self.noise_variance is not None:
             raise ValueError("a cumulant holds no Gaussian noise: leave --noise-variance out.")
+        if self.scree and self.rank is not None:
+            raise ValueError("--scree decomposes nothing: leave --rank out, or --scree.")
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +105,8 @@ def run(options: DecomposeOptions, terminal: Terminal) -> None:
     if options.scree:
         _scree_only(options, path, given, order, is_tensor, terminal)
         return
-    model = _fitted(options, given, order, is_tensor)
+    with naming_flags(FLAGS):
+        model = _fitted(options, given, order, is_tensor)
     weights, components = as_array(model.weights_), as_array(model.components_)
     summary = {
         "what": _what(options, order, is_tensor),
@@ -99,7 +119,10 @@ def run(options: DecomposeOptions, terminal: Terminal) -> None:
         "noise_variance": float(model.noise_variance_),
         "steps": int(model.n_iter_),
     }
-    _tell(summary, components, names, terminal)
+    if summary["rank"]:
+        _tell(summary, components, names, terminal)
+    else:
+        terminal.say(_nothing(options, is_tensor))
     if options.out is not None:
         values = as_array(model.eigenvalues_)
         with results(options, {"data": path}) as folder:
@@ -124,8 +147,8 @@ def _read(
     if suffix_of(path) in ARRAYS:
         array = load_array(path, key=options.key)
         if array.ndim > 2:
-            own = [name for name in ("cumulant", "noise_variance", "drop", "keep")
-                   if getattr(options, name)]  # fmt: skip
+            own = ["noise_variance"] if options.noise_variance is not None else []
+            own += [name for name in ("cumulant", "drop", "keep") if getattr(options, name)]
             if own or options.order not in (None, array.ndim):
                 asked = [f"--{name.replace('_', '-')}" for name in own] or ["--order"]
                 raise ValueError(
@@ -134,6 +157,11 @@ def _read(
                 )
             terminal.say(f"{path}: a tensor of {' x '.join(map(str, array.shape))}")
             return array, [f"x{i}" for i in range(len(array))], True
+        if _is_symmetric(array) and options.order is None and not options.cumulant:
+            raise ValueError(
+                f"{path} is a symmetric matrix, a tensor of order 2: that has no unique "
+                "decomposition, use numpy.linalg.eigh. If its rows are samples, give --order 4."
+            )
     if options.symmetrize:
         raise ValueError(
             f"{path} holds samples, whose moment is symmetric: leave --symmetrize out."
@@ -142,6 +170,14 @@ def _read(
     n, d = table.values.shape
     terminal.say(f"{path}: {n} samples, {d} feature{'s' if d > 1 else ''}")
     return table.values, table.columns, False
+
+
+def _is_symmetric(array: "np.ndarray") -> bool:
+    """Whether this is no table of samples but a matrix such as a covariance."""
+    import numpy as np
+
+    square = array.ndim == 2 and len(array) == array.shape[1] > 1
+    return square and np.allclose(array, array.T, rtol=0, atol=1e-6 * np.abs(array).max())
 
 
 def _fitted(
@@ -154,6 +190,7 @@ def _fitted(
         options.rank,
         rank_tol=options.rank_tol,
         component_tol=options.component_tol,
+        n_tries=options.tries,
         refine=options.refine,
         symmetrize=options.symmetrize,
         force=options.force,
@@ -172,6 +209,14 @@ def _what(options: DecomposeOptions, order: int, is_tensor: bool) -> str:
     return f"{'cumulant' if options.cumulant else 'moment'} of order {order}"
 
 
+def _nothing(options: DecomposeOptions, is_tensor: bool) -> str:
+    """Why there is no component."""
+    if is_tensor:
+        return "all entries are zero: there is nothing to decompose"
+    alike = "alike, so that their cumulant is zero" if options.cumulant else "zero"
+    return f"all samples are {alike}: there is nothing to decompose"
+
+
 def _scree_only(
     options: DecomposeOptions, path: Path, given: Any, order: int, is_tensor: bool,
     terminal: Terminal,
@@ -179,15 +224,15 @@ def _scree_only(
     """The eigenvalues, where they fall most, and their picture."""
     from spanwise.estimators import flattening_values
 
-    values = as_array(
-        flattening_values(
+    with naming_flags(FLAGS):
+        found = flattening_values(
             given,
             None if is_tensor else order,
             cumulant=options.cumulant,
             noise_variance=options.noise_variance,
             symmetrize=options.symmetrize,
         )
-    )
+    values = as_array(found)
     gap = _largest_gap(values)
     rows = [
         [index + 1, f"{value:.4g}", f"{abs(values[index + 1] / value):.2g}" if value else ""]
@@ -200,7 +245,7 @@ def _scree_only(
     terminal.say(
         f"they fall most after the first {gap}: try --rank {gap}"
         if gap
-        else "all are zero: there is nothing to decompose"
+        else _nothing(options, is_tensor)
     )
     summary = {
         "what": _what(options, order, is_tensor),
@@ -261,9 +306,14 @@ def _write(
     folder: Path, model: "SubspacePowerMethod", names: "Sequence[str]", components: "np.ndarray",
     summary: dict[str, Any],
 ) -> None:  # fmt: skip
-    from spanwise.datasets.tables import write_table
+    import numpy as np
+
+    from spanwise.datasets.tables import write_arrays, write_table
     from spanwise.io import write_json
 
+    factors = np.broadcast_to(components.T, (summary["order"], *components.T.shape))
+    weights = np.asarray(summary["weights"], dtype=components.dtype)
+    write_arrays(folder / "cp_tensor.npz", {"weights": weights, "factors": factors})
     entries = {name: components[:, j] for j, name in enumerate(names)}
     head = {"component": list(range(1, len(components) + 1)),
             "weight": summary["weights"], "fit": summary["fit"]}  # fmt: skip

@@ -276,6 +276,10 @@ def _chosen(
     path: Path, arrays: Mapping[str, Any], key: str | None, other: Sequence[str] = ()
 ) -> Any:
     names = [name for name in arrays if name and name not in other]
+    if key is not None and "" in arrays:
+        raise ValueError(
+            f"{path} holds one array, which has no name: leave key = {key!r} out (key, --key)."
+        )
     if key is not None:
         if key not in names:
             raise ValueError(f"{path} holds no array {key!r}. {nearest(key, names)}")

@@ -56,7 +56,7 @@ def moment_flattening(
         variance = float(noise_variance)
         return denoised(X, rows, columns, variance, step), variance
     if cumulant:
-        X = X - X.mean(0)
+        X = centred(X)
     M = X.new_zeros(rows.dim, columns.dim)
     for start in range(0, n, step):
         block = X[start : start + step].mT
@@ -75,6 +75,13 @@ def moment_flattening(
     variance = _estimate(M, once, twice, max(most, 0.0), rank)
     # E[(x + z)^4] has 6 s sym(E[x x] I) + 3 s^2 sym(I I) more; E[x x] is the data's less s I.
     return M - 6 * variance * once + 3 * variance**2 * twice, variance
+
+
+def centred(X: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Samples less their mean; of columns that are constant, zeros instead of rounding errors."""
+    size = X.abs().amax(0)
+    X = X - X.mean(0)
+    return X * (X.abs().amax(0) > 32 * torch.finfo(X.dtype).eps * size)
 
 
 def check_terms(order: int, cumulant: bool, noise_variance: float | str | None) -> None:

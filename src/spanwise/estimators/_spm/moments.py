@@ -15,7 +15,7 @@ from spanwise.estimators._moment_spectrum import (
     few_samples,
     residual_of_samples,
 )
-from spanwise.estimators._moments import check_terms, moment_flattening
+from spanwise.estimators._moments import centred, check_terms, moment_flattening
 from spanwise.estimators._spm.search import convergence_warning
 from spanwise.estimators._spm.solve import (
     Options,
@@ -72,7 +72,7 @@ def solve_moments(
         args = rows, columns, rank, rank_tol, options, generator, check
         return *solve_flattening(M, *args), variance
     if cumulant:
-        X = X - X.mean(0)
+        X = centred(X)
     peak = float(X.abs().max())
     if peak == 0:
         M = X.new_zeros(rows.dim, columns.dim)
