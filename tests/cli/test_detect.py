@@ -108,6 +108,20 @@ def test_parameters_are_the_detectors(files, capsys):
         assert detector["scaling"] == "standard"
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--lamm", "3"], "unrecognized options: --lamm, 3; did you mean --lam?"),
+        (["--lam"], "missing value for argument '--lam'. Expected one value."),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys, flags, line):
+    with pytest.raises(SystemExit, match="2"):
+        main(["detect", *flags])
+    found = f"spanwise detect: error: {line} spanwise detect --help explains every flag.\n"
+    assert capsys.readouterr().err == found
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("flags", "message"),

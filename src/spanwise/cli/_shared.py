@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypeVar, cast
 import tyro
 
 from spanwise.cli._numbers import check_numbers
+from spanwise.cli._usage import one_line_usage
 from spanwise.io.configs import from_plain, read_yaml, to_plain, to_yaml
 
 C = TypeVar("C")
@@ -180,13 +181,14 @@ def run_verb(
     # No template, no default: tyro then reads the defaults of the dataclass's own fields.
     fields = [options if template is None else (*options, template), house]
     invocation = dataclasses.make_dataclass("Invocation", fields)
-    parsed = tyro.cli(
-        invocation,
-        args=list(argv),
-        prog=prog,
-        description=inspect.cleandoc(description or config_class.__doc__ or ""),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    with one_line_usage(prog):
+        parsed = tyro.cli(
+            invocation,
+            args=list(argv),
+            prog=prog,
+            description=inspect.cleandoc(description or config_class.__doc__ or ""),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     if parsed.house.print_config:
         print(to_yaml(parsed.options), end="")
         return 0
