@@ -66,8 +66,7 @@ class LinearDynamics(Dynamics):
         # A mean's rounding is no movement.
         if self.center and float(x[rows].abs().max()) <= 1e-12 * largest:
             raise ValueError(
-                "all states are alike, and center = True takes out what they have in common: "
-                "nothing moves, and there is nothing to fit."
+                "all states are alike: nothing moves, and without their mean there is nothing to fit."
             )
         return held, x, rows
 
