@@ -52,6 +52,11 @@ def test_what_pushes_out_comes_first_and_the_rest_is_one_bar(ax):
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
+def test_a_single_feature_that_is_left_keeps_its_name(ax):
+    plots.contributions(ax, [0.5, -3.0, 0.1], list("abc"), top=2)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "c", "a"]
+
+
 def test_features_without_names_are_numbered(ax):
     plots.contributions(ax, torch.tensor([1.0, -1.0]))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["feature 1", "feature 0"]
@@ -60,7 +65,8 @@ def test_features_without_names_are_numbered(ax):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda ax: plots.anomaly_scores(ax, [1.0, np.nan]), "must be finite"),
+        (lambda ax: plots.anomaly_scores(ax, [1.0, np.nan]), "scores must be finite"),
+        (lambda ax: plots.anomaly_scores(ax, {"new": []}), r"scores\['new'\] is empty"),
         (lambda ax: plots.anomaly_scores(ax, {}), "scores is empty"),
         (lambda ax: plots.anomaly_scores(ax, [1.0], bins=0), "bins must be at least 1, got 0"),
         (lambda ax: plots.contributions(ax, [1.0, 2.0], ["a"]), "as many as values, 2, got 1"),

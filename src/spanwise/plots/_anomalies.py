@@ -33,7 +33,10 @@ def anomaly_scores(
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
     groups: Mapping[str, Any] = scores if isinstance(scores, Mapping) else {"": scores}
-    held = {name: _finite(name, values) for name, values in groups.items()}
+    held = {
+        name: _finite(f"scores[{name!r}]" if name else "scores", values)
+        for name, values in groups.items()
+    }
     if not held:
         raise ValueError("scores is empty: there is nothing to draw.")
     everything = np.concatenate([*held.values(), [] if threshold is None else [threshold]])
@@ -68,18 +71,20 @@ def contributions(
         ax: Where to draw.
         values: Contributions, `(d,)`, as one row of `GODS.explain`; negative ones push out.
         names: A name for each feature; their indices unless given.
-        top: Bars at most, by size; the others are one bar.
+        top: Features with a bar of their own, largest first; the others share one.
 
     Raises:
         ValueError: If there are none, one is not finite, `names` are not as many, or `top` is not
             positive.
         TypeError: If they are no numbers.
     """
-    held = _finite("", values)
+    held = _finite("values", values)
     if names is not None and len(names) != len(held):
         raise ValueError(f"names must be as many as values, {len(held)}, got {len(names)}.")
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")
+    if len(held) == top + 1:  # the only one left has a name too
+        top += 1
     words = [f"feature {i}" for i in range(len(held))] if names is None else [*map(str, names)]
     largest = np.argsort(-np.abs(held), kind="stable")[:top]
     largest = largest[np.argsort(held[largest], kind="stable")]
@@ -100,8 +105,7 @@ def contributions(
         ax.set_xlabel("adds to the score; to the left, pushes out")
 
 
-def _finite(name: str, values: Any) -> np.ndarray:
-    where = f"scores[{name!r}]" if name else "values"
+def _finite(where: str, values: Any) -> np.ndarray:
     found = numbers(where, values, ndim=1)
     if not np.isfinite(found).all():
         raise ValueError(f"{where} must be finite.")
