@@ -6,6 +6,7 @@ needs a network.
 
 from spanwise.datasets.anomalies import AnomalySet, load_anomalies, source_of
 from spanwise.datasets.builtin import python_docs, python_stdlib, unicode_names
+from spanwise.datasets.images import LabelledImages, fashion_mnist, read_idx
 from spanwise.datasets.labelled import (
     LabelledTexts,
     banking77,
@@ -16,7 +17,7 @@ from spanwise.datasets.labelled import (
     rotten_tomatoes,
 )
 from spanwise.datasets.load import load, load_text, names
-from spanwise.datasets.resolve import ASSETS, Asset, cache_folder, resolve
+from spanwise.datasets.resolve import ASSETS, Asset, cache_folder, data_folders, resolve
 from spanwise.datasets.text import Document, TextData, join
 from spanwise.datasets.tokens import ByteTokenizer
 
@@ -26,13 +27,16 @@ __all__ = [
     "Asset",
     "ByteTokenizer",
     "Document",
+    "LabelledImages",
     "LabelledTexts",
     "TextData",
     "banking77",
     "bbc_news",
     "cache_folder",
     "clinc150",
+    "data_folders",
     "dbpedia14",
+    "fashion_mnist",
     "join",
     "load",
     "load_anomalies",
@@ -41,6 +45,7 @@ __all__ = [
     "names",
     "python_docs",
     "python_stdlib",
+    "read_idx",
     "resolve",
     "rotten_tomatoes",
     "source_of",

@@ -76,6 +76,14 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "spanwise"
 
 
+def data_folders() -> list[Path]:
+    """Where named files are looked for: below `$SPANWISE_DATA` if set, then in the cache."""
+    folders = [cache_folder() / "data"]
+    if chosen := os.environ.get("SPANWISE_DATA"):
+        folders.insert(0, Path(chosen).expanduser())
+    return folders
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A sentence that names the nearest known name, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -105,10 +113,7 @@ def locate(name: str, asset: Asset, path: str | Path | None = None) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"{name}: no file at {path}.")
         return path
-    folders = [cache_folder() / "data"]
-    if chosen := os.environ.get("SPANWISE_DATA"):
-        folders.insert(0, Path(chosen).expanduser())
-    for folder in folders:
+    for folder in data_folders():
         for candidate in (folder / asset.path, folder / f"{asset.path}.gz"):
             if candidate.is_file():
                 return candidate

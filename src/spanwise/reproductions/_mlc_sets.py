@@ -2,10 +2,8 @@
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,10 @@ from torch import Tensor
 from spanwise.datasets import (
     LabelledTexts,
     bbc_news,
-    cache_folder,
     clinc150,
+    data_folders,
     dbpedia14,
+    fashion_mnist,
 )
 from spanwise.estimators import image_shifts
 from spanwise.reproductions import _digits_tasks as digits
@@ -59,19 +58,26 @@ def read_usps() -> Samples:
     Raises:
         FileNotFoundError: If the file is nowhere.
     """
-    folders = [cache_folder() / "data"]
-    if chosen := os.environ.get("SPANWISE_DATA"):
-        folders.insert(0, Path(chosen).expanduser())
-    paths = [folder / "usps" / "usps.npz" for folder in folders]
+    paths = [folder / "usps" / "usps.npz" for folder in data_folders()]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(
             "usps.npz (x_train, y_train) is needed below $SPANWISE_DATA/usps; leave it out with "
-            "--sets digits clinc news dbpedia."
+            "--sets digits fashion clinc news dbpedia."
         )
     with np.load(path) as data:
         pixels = torch.from_numpy(data["x_train"]).flatten(1).float() / 255
         return pixels, torch.from_numpy(data["y_train"]).long()
+
+
+def read_fashion() -> Samples:
+    """60000 pictures of clothes of 28 x 28 pixels.
+
+    Raises:
+        FileNotFoundError: If the files are nowhere.
+    """
+    data = fashion_mnist()
+    return torch.from_numpy(data.pixels / np.float32(255)).flatten(1), torch.from_numpy(data.labels)
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,6 +136,9 @@ EMBEDDED: dict[str, Any] = {"n_features": 64, "batch_size": 500, "lr": 1e-3, "ep
 SETS: dict[str, Set] = {
     "digits": Set(label="digits", read=read_digits, samples=1500, options=pictures(8)),
     "usps": Set(label="USPS", read=read_usps, samples=1500, options=pictures(16)),
+    "fashion": Set(
+        label="Fashion-MNIST", read=read_fashion, samples=1500, options=pictures(28)
+    ),
     "clinc": Set(
         label="CLINC150, banking", read=functools.partial(read_texts, "clinc"), samples=1000,
         options=EMBEDDED,
@@ -143,7 +152,7 @@ SETS: dict[str, Set] = {
         options=EMBEDDED,
     ),
 }  # fmt: skip
-PICTURES, TEXTS = ("digits", "usps"), ("clinc", "news", "dbpedia")
+PICTURES, TEXTS = ("digits", "usps", "fashion"), ("clinc", "news", "dbpedia")
 
 
 @functools.lru_cache(maxsize=1)

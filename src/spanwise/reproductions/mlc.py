@@ -23,12 +23,13 @@ CLAIM = (
     "a subspace of low rank."
 )
 CRITERION = """\
-Two sets of pictures (digits, USPS; views are moved by a pixel) and three of sentence embeddings of
-all-MiniLM-L6-v2 (CLINC150's banking intents, BBC news, DBpedia; no views), 1500 pictures or 1000
-texts drawn anew by each of at least five fresh seeds. The number of clusters is given. Every
-method chooses its one setting without labels: the shortest code of the samples' 16 leading
-principal coordinates, cluster by cluster (eta of MLC, neighbours of spectral clustering, ridge of
-subspace clustering by least squares). Accuracy in percent by the best match of clusters to classes.
+Three sets of pictures (digits, USPS, Fashion-MNIST; views are moved by a pixel) and three of
+sentence embeddings of all-MiniLM-L6-v2 (CLINC150's banking intents, BBC news, DBpedia; no views),
+1500 pictures or 1000 texts drawn anew by each of at least five fresh seeds. The number of clusters
+is given. Every method chooses its one setting without labels: the shortest code of the samples' 16
+leading principal coordinates, cluster by cluster (eta of MLC, neighbours of spectral clustering,
+ridge of subspace clustering by least squares). Accuracy in percent by the best match of clusters to
+classes.
 (1) On digits MLC is more accurate than k-means by more than 5 points;
 (2) on digits it is more accurate than spectral clustering of the 10-nearest-neighbour graph;
 (3) on digits it is more accurate than its own start, spectral clustering of the membership of the
@@ -36,9 +37,11 @@ subspace clustering by least squares). Accuracy in percent by the best match of 
 (4) on USPS it is more accurate than k-means;
 (5) on the texts, mean of the three sets, it is more accurate than k-means of the embeddings;
 (6) on digits the mean rank (95 % of energy) of the classes' features falls below nine tenths of
-    that at the start, while R of all samples falls by less than a tenth.
-Reproduced: all six, with the whole 95 % paired intervals.
-Direction only: all six by the means, but an interval reaches past its bound.
+    that at the start, while R of all samples falls by less than a tenth;
+(7) on Fashion-MNIST it is more accurate than k-means and than spectral clustering of the
+    10-nearest-neighbour graph.
+Reproduced: all seven, with the whole 95 % paired intervals.
+Direction only: all seven by the means, but an interval reaches past its bound.
 Not reproduced: otherwise.
 """
 
@@ -64,7 +67,7 @@ class Settings:
     """The experiment; the defaults are the committed run."""
 
     sets: tuple[str, ...] = tuple(SETS)
-    """What is clustered: some of digits, usps, clinc, news, dbpedia."""
+    """What is clustered: some of digits, usps, fashion, clinc, news, dbpedia."""
     samples: int | None = None
     """Samples that a seed takes; by default 1500 pictures or 1000 texts."""
     etas: tuple[float, ...] = (0.15, 0.2, 0.3)
@@ -204,6 +207,9 @@ def judge(rows: Sequence[Row], names: Sequence[str]) -> list[Check]:
             shares = {seed: after[seed] / before[seed] for seed in after}
             zero = dict.fromkeys(shares, 0.0)
             found.append(Check.paired(words, shares, zero, low=low, high=high))
+    more("On Fashion-MNIST MLC is above k-means", "fashion", "kmeans", 0.0)
+    more("On Fashion-MNIST MLC is above spectral clustering of 10 neighbours", "fashion",
+         "spectral_10", 0.0)  # fmt: skip
     return found
 
 
@@ -220,7 +226,7 @@ def notes(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
         )
     text.append(
         "Networks, rates and epochs were settled on seeds 0 and 1 of digits and on one part of "
-        "each set of texts, with classes in view; USPS was not looked at."
+        "each set of texts, with classes in view; USPS and Fashion-MNIST take what digits got."
     )
     return tuple(text)
 
@@ -270,7 +276,7 @@ def draw_ranks(ax: "Axes", result: Result) -> None:
 PANELS = (
     Panel(
         draw_sets,
-        alt="Clustering accuracy of six methods on five sets.",
+        alt="Clustering accuracy of six methods on six sets.",
         caption="Dots are seeds, bars their mean; settings were chosen without labels.",
     ),
     Panel(
