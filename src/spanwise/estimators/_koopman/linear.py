@@ -66,7 +66,7 @@ class LinearDynamics(Dynamics):
         # A mean's rounding is no movement.
         if self.center and float(x[rows].abs().max()) <= 1e-12 * largest:
             raise ValueError(
-                "all states are alike: nothing moves, and without their mean there is nothing to fit."
+                "all states are alike: nothing moves, and without their mean nothing is left."
             )
         return held, x, rows
 
