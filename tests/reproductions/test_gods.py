@@ -1,5 +1,8 @@
 """The comparison of detectors: its measures, its tests of significance, its split, its run."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from spanwise.datasets import AnomalySet, load_anomalies, source_of
 from spanwise.datasets.anomalies import ADBENCH
+from spanwise.estimators import GODS
 from spanwise.reproductions import gods
 from spanwise.reproductions._detectors import (
     DETECTORS,
@@ -18,6 +22,8 @@ from spanwise.reproductions._detectors import (
 )
 from spanwise.reproductions._gods_sets import CHOOSING, REPORTED
 from spanwise.reproductions._ranks import ranking, wilcoxon_holm
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_measures_are_scikit_learns():
@@ -81,6 +87,18 @@ def test_sets_that_choose_share_no_source_with_those_that_judge():
 def test_all_detectors_have_as_many_trials():
     assert {len(trials) for trials in TRIALS.values()} == {5}
     assert {*TRIALS, "bods", "published"} == {*DETECTORS}
+
+
+def test_defaults_and_the_kernels_preset_are_what_the_other_sets_chose():
+    chosen = json.loads((RESULTS / "gods.json").read_text())["notes"][0]
+    linear, kernel = TRIALS["gods"][2], TRIALS["kods"][4]
+    assert f"GODS {linear}; KODS {kernel};" in chosen
+    assert linear.items() <= GODS().get_params().items()
+    own = GODS.preset("kernel")
+    assert {k: v for k, v in kernel.items() if k != "widen"}.items() <= own.get_params().items()
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    model = own.set_params(scaling="standard", max_iter=0, n_components=3).fit(X)
+    assert model.gamma_ == pytest.approx(kernel["widen"] / 4)
 
 
 CHEAP = {
