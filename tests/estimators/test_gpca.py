@@ -136,6 +136,14 @@ def test_bad_options_are_refused(options, message):
         GPCA(**options).fit(planes()[0])
 
 
+def test_points_on_fewer_subspaces_than_asked_for_are_refused():
+    X, _, _ = planes(k=2, n=40)
+    with pytest.raises(ValueError, match=r"of rank 9, that of X has rank 6: .* Lower n_clusters"):
+        GPCA(3, 2).fit(X)
+    with pytest.raises(ValueError, match="has rank 0"):
+        GPCA(2, 2).fit(np.zeros((9, 6)))
+
+
 class TestContract(EstimatorSuite):
     estimator = GPCA
     options: ClassVar = {"n_clusters": 2, "subspace_dim": 2, "n_init": 1, "n_random": 1}

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from spanwise.estimators import symmetric_btd, symmetric_cp
+from spanwise.estimators._spm.search import Remaining
 from spanwise.linalg import principal_angles, random_basis
 from spanwise.linalg.symmetric import SymmetricSpace, symmetrize, unflatten_symmetric
 
@@ -107,11 +109,22 @@ def test_noise_turns_subspaces_by_as_much_as_it_is_large(noise):
     assert worst_angle(bases, found) < 20 * noise
 
 
+def test_a_search_ends_where_all_that_it_finds_is_out_already(monkeypatch):
+    T = symmetrize(torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=F64))
+    monkeypatch.setattr(Remaining, "take_out_block", lambda self, S: False)
+    with pytest.warns(ConvergenceWarning):
+        _, bases, info = symmetric_btd(T, 1, 2, n_tries=1, max_iter=5)
+    assert bases == []
+    assert info.n_unreached > 0
+
+
 def test_arrays_come_back_as_arrays_and_zero_has_no_terms():
     cores, bases, info = symmetric_btd(union(6, [2, 2], 4)[2].float().numpy(), 2, 2)
     assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 for x in [*cores, *bases])
     assert isinstance(info.fit, np.ndarray)
-    assert symmetric_btd(np.zeros((3, 3, 3, 3)))[:2] == ([], [])
+    cores, bases, info = symmetric_btd(np.zeros((3, 3, 3, 3)))
+    assert (cores, bases) == ([], [])
+    assert isinstance(info.eigenvalues, np.ndarray)
 
 
 def test_a_seed_repeats_bit_for_bit():

@@ -149,6 +149,22 @@ def test_gradient_and_normal_matrix_are_those_of_autograd(d, r, m):
             torch.testing.assert_close(P @ matrix[b] @ P, expected, atol=1e-10, rtol=0)
 
 
+def test_bases_and_entries_of_the_tensor_are_numbered_alike():
+    # Coordinates scattered to all d^n places and reshaped: a wrong order is another tensor.
+    A, w = unit(3, 4), signs(4)
+    T = build(A, w, 6)
+    rows, columns = spaces(3, 6, T.device)
+    V = decompose(flatten_symmetric(T, rows, columns), rows, columns, 4, 1e-4).V
+    values, vectors = torch.linalg.eigh(T.reshape(27, 27))
+    V_full = vectors[:, values.abs().argsort()[-4:]].reshape(3, 3, 3, 4)
+    X = unit(3, 5, seed=1)
+    f, _, g = Objective(rows, V).value(X)
+    for mode in range(3):  # the modes are alike, whichever is left
+        VA = torch.einsum("xyzk,yi,zi->xki", V_full.movedim(mode, 0), X, X)
+        torch.testing.assert_close(g, torch.einsum("xki,yki,yi->xi", VA, VA, X), atol=1e-12, rtol=0)
+    torch.testing.assert_close(f, (g * X).sum(0), atol=1e-12, rtol=0)
+
+
 def test_power_steps_never_lower_f():
     spectrum = flattened(build(unit(8, 20), torch.ones(20, dtype=F64), 4))
     objective = Objective(spectrum.rows, spectrum.V)

@@ -81,7 +81,7 @@ def symmetric_btd(
     M = flatten_symmetric(tensor, rows, rows)
     peak = float(M.abs().max())
     if peak == 0:
-        none = M.new_zeros(0)
+        none = back(M.new_zeros(0).to(dtype))
         info = BlockTermInfo(eigenvalues=none, fit=none, residual=0.0, rounds=0, n_unreached=0)
         return [], [], info
     M = M / peak

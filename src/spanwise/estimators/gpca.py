@@ -99,6 +99,7 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
         M, variance = moment_flattening(
             points / size, rows, rows, noise_variance=self._noise(points / size, size), rank=rank
         )
+        self._check_moment(M, rank)
         best: tuple[float, Tensor, Tensor] | None = None
         for _ in range(self.n_init):
             _, bases, info = solve_blocks(
@@ -200,6 +201,16 @@ class GPCA(ClusterMixin, TransformerMixin, Estimator):
                 "Lower n_clusters or subspace_dim, give more features, or take order=6."
             )
         return rank
+
+    def _check_moment(self, M: Tensor, rank: int) -> None:
+        size = torch.linalg.eigvalsh(M).abs()
+        found = int((size > len(size) * torch.finfo(size.dtype).eps * size.max()).sum())
+        if rank > found:
+            raise ValueError(
+                f"{self.n_clusters} subspaces of dimension {self.subspace_dim} make a moment of "
+                f"rank {rank}, that of X has rank {found}: its points lie on fewer, or smaller. "
+                "Lower n_clusters or subspace_dim, or give more samples."
+            )
 
 
 def k_subspaces(

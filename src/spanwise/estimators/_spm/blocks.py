@@ -86,11 +86,23 @@ def search_blocks(
                 continue
             log.failed.append(1 - best[0])
             chosen = [best[1]]
+        taken = _taken(left, chosen)
+        if not taken:
+            # In noise every candidate may be one that is out already: then those of what is left.
+            blocks = _candidates(left.objective(), X[:, defect.argsort()[:TRIED]], block)
+            log.failed.append(1 - blocks[0][0])
+            taken = _taken(left, [A for _, A in blocks[:1]])
+        if not taken:
+            break
         tries, best = 0, None
-        for A in chosen:
-            if left.count and left.take_out_block(spectrum.rows.induced(A)):
-                found.append(A)
+        found += taken
     return found
+
+
+def _taken(left: Remaining, bases: list[Tensor]) -> list[Tensor]:
+    """Those whose symmetric tensors were still there, and now are out."""
+    induced = left.spectrum.rows.induced
+    return [A for A in bases if left.count and left.take_out_block(induced(A))]
 
 
 def _candidates(
