@@ -85,6 +85,10 @@ def test_few_samples_for_their_features_are_told(tmp_path, capsys):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(9, 3)))
     assert main(["detect", str(tmp_path / "a.npy")]) == 0
     assert "9 samples are few for 3 features" in capsys.readouterr().out
+    assert main(["detect", str(tmp_path / "a.npy"), "--kernel", "rbf"]) == 0
+    told = capsys.readouterr().out
+    assert "9 samples are few for 9 coordinates of the kernel" in told
+    assert "or lower --components" in told
 
 
 def test_help_teaches_without_loading_torch():
@@ -185,6 +189,7 @@ def test_a_kernel_judges_without_reasons_and_says_so(files, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "no feature explains the scores of this kernel" in told
     assert "every sample: score and label\n" in told
+    assert "are few for" not in told
     rows = read(out / "scores.csv")
     assert list(rows[0]) == ["row", "id", "score", "label"]
     assert min(rows, key=lambda row: float(row["score"]))["row"] == "3"

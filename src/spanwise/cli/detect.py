@@ -43,7 +43,7 @@ FLAGS = {
 }  # fmt: skip
 """Parameter of the detector -> the flag that sets it."""
 FEW = 4
-"""Samples a feature, below which the learned ones say little about new ones."""
+"""Samples a feature, or a coordinate of a kernel, below which they say little about new ones."""
 LARGE = 10**6
 """Numbers in a table from which on learning takes long enough to tell its progress."""
 
@@ -218,13 +218,16 @@ def _detector(
         detector = GODS.preset(
             "kernel" if options.kernel == "rbf" else "tuned", **asked, random_state=options.seed
         )
-        if len(normal) < FEW * d:
-            terminal.say(
-                f"note: {len(normal)} samples are few for {d} features: samples that were learned "
-                "score better than new ones, so that too many new ones may be out. Look at the "
-                "order of the scores, or raise the number of samples."
-            )
         detector.fit(on_device(normal.values, options.device))
+    r = d if detector.kernel is None else len(detector.center_)
+    if len(normal) < FEW * r:
+        what = f"{d} features" if detector.kernel is None else f"{r} coordinates of the kernel"
+        fewer = "" if detector.kernel is None else ", or lower --components"
+        terminal.say(
+            f"note: {len(normal)} samples are few for {what}: samples that were learned score "
+            "better than new ones, so that too many new ones may be out. Look at the order of the "
+            f"scores, or raise the number of samples{fewer}."
+        )
     return detector, table, {"file": str(normal.path), "samples": len(normal)}
 
 
