@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from conformance.bases import defect, gap
 from conformance.estimators import OutlierSuite
+from conformance.pretend import pretended
 from spanwise.estimators import GODS
 from spanwise.estimators._gods.features import whitener
 from spanwise.estimators._gods.objective import Objective, mirrored
@@ -423,6 +424,31 @@ class TestDecision:
 class TestContract(OutlierSuite):
     estimator = GODS
     options: ClassVar = {"max_iter": 5}
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {}, {"scaling": "rows", "kernel": "linear"}, {"start": "one_sided", "n_init": 2},
+            {"kernel": "rbf", "max_landmarks": 9}, {"start": "official", "n_directions": 1},
+            {"kernel": lambda a, b: a @ b.T},
+        ],
+    )  # fmt: skip
+    def test_fits_and_judges_wherever_the_data_is(self, options, monkeypatch):
+        monkeypatch.setattr("spanwise.estimators._gods.starts._ITERATIONS", 2)
+        X, new = data(n=20).numpy(), data(n=5, seed=4)
+        options = {"start": "slab", "scaling": "whiten", "n_directions": 1, **options}
+        here = fitted(X, max_iter=1, **options)
+        with pretended() as device:
+            there = fitted(torch.from_numpy(X).to(device), max_iter=1, **options)
+            for model, given in ((there, new.to(device)), (here, new.to(device)), (there, new)):
+                for ask in ("margins", "predict", "explain"):
+                    if ask == "explain" and here.kernel not in (None, "linear"):
+                        continue
+                    found = getattr(model, ask)(given)
+                    assert found.device == given.device
+                    expected = getattr(here, ask)(new.numpy())
+                    np.testing.assert_allclose(found.cpu().numpy(), expected, atol=1e-9)
+            assert isinstance(there.as_pyod().decision_function(new.to(device)), np.ndarray)
 
     @pytest.mark.parametrize("options", [{"scaling": "standard"}, {"kernel": "rbf"}])
     def test_a_saved_one_scores_alike(self, tmp_path, options):
