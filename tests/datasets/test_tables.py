@@ -134,3 +134,9 @@ def test_bad_input_of_other_kinds(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"no whole gzip file"):
         load_table(tmp_path / "a.csv.gz")
+
+
+def test_of_two_files_one_may_lack_a_column_that_is_left_out(tmp_path):
+    path = write(tmp_path / "a.csv", "a,b,c\n1,2,3\n")
+    table = load_table(path, apart=["a", "none"], drop=["b", "neither"], lenient=True)
+    assert (table.columns, list(table.apart), table.dropped) == (("c",), ["a"], ("b",))
