@@ -95,8 +95,17 @@ def test_scree_shows_eigenvalues_and_decomposes_nothing(table, tmp_path, capsys)
 
 
 def test_the_suggested_rank_is_the_largest_gap_above_rounding():
-    assert _largest_gap(np.array([5.0, -4.0, 3.0, 1e-15, 1e-19])) == 3
-    assert _largest_gap(np.array([2.0])) == 1
+    assert _largest_gap(np.array([5.0, -4.0, 3.0, 1e-15, 1e-19]), 4) == 3
+    assert _largest_gap(np.array([2.0]), 1) == 1
+
+
+def test_no_rank_is_suggested_that_would_be_refused(tmp_path, capsys):
+    X = np.random.default_rng(0).laplace(size=(400, 4))
+    np.save(tmp_path / "X.npy", X)
+    assert main(["decompose", str(tmp_path / "X.npy"), "--scree", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["suggested_rank"] <= 6
+    assert "of the first 6, as many components as can be told apart" in shown.err
 
 
 def test_a_tensor_may_be_compressed(tensor, capsys):

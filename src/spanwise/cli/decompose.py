@@ -223,6 +223,7 @@ def _scree_only(
 ) -> None:  # fmt: skip
     """The eigenvalues, where they fall most, and their picture."""
     from spanwise.estimators import flattening_values
+    from spanwise.estimators._spm.spectrum import rank_bound
 
     with naming_flags(FLAGS):
         found = flattening_values(
@@ -233,7 +234,8 @@ def _scree_only(
             symmetrize=options.symmetrize,
         )
     values = as_array(found)
-    gap = _largest_gap(values)
+    most = rank_bound(given.shape[-1], order)
+    gap = _largest_gap(values, most)
     rows = [
         [index + 1, f"{value:.4g}", f"{abs(values[index + 1] / value):.2g}" if value else ""]
         for index, value in enumerate(values[: max(12, min(gap + 4, 40))])
@@ -243,7 +245,8 @@ def _scree_only(
         ["index", "eigenvalue", "next / this"], rows, title=f"{len(values)} eigenvalues:"
     )
     terminal.say(
-        f"they fall most after the first {gap}: try --rank {gap}"
+        f"of the first {most}, as many components as can be told apart here, they fall most after "
+        f"{gap}: try --rank {gap}"
         if gap
         else _nothing(options, is_tensor)
     )
@@ -262,8 +265,8 @@ def _scree_only(
     terminal.result(summary)
 
 
-def _largest_gap(values: "np.ndarray") -> int:
-    """After how many values the next one is smallest beside the last, rounding left aside."""
+def _largest_gap(values: "np.ndarray", most: int) -> int:
+    """After how many values, `most` or less, the next is smallest beside the last, but rounding."""
     import numpy as np
 
     size = np.abs(values)
@@ -273,7 +276,7 @@ def _largest_gap(values: "np.ndarray") -> int:
     size = np.maximum(size, floor)
     if len(size) < 2:
         return 1
-    return int(np.argmax(size[:-1] / size[1:])) + 1
+    return int(np.argmax((size[:-1] / size[1:])[:most])) + 1
 
 
 def _tell(

@@ -292,7 +292,7 @@ def _chosen(
     if usual is None:
         raise ValueError(
             f"{path} holds {len(names)} arrays ({', '.join(names[:6])}): name the one that is "
-            "meant with key."
+            "meant (key, --key)."
         )
     return arrays[usual]
 
