@@ -116,7 +116,7 @@ class LRAN(Dynamics):
         center: bool = True,
         max_steps: int = 5000,
         batch_size: int = 64,
-        lr: float = 1e-3,
+        lr: float = 8e-3,
         weight_decay: float = 1e-6,
         clip: float = 1.0,
         validation_fraction: float = 0.1,
