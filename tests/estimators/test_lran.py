@@ -637,12 +637,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"elapsed times need LRANModule\(continuous=True\)"):
             module()(draw(2, 3, 3), torch.arange(3, dtype=F64))
 
+    @pytest.mark.bad_input
+    def test_elapsed_times_of_another_shape(self):
+        with pytest.raises(ValueError, match=r"elapsed must be \(T,\) or \(B, T\) = \(3, 5\)"):
+            lran_loss(*tensors(), elapsed=torch.arange(4, dtype=F64))
+
     def test_losses_of_shapes_that_do_not_fit(self):
         x, x_hat, z, z_hat = tensors()
         with pytest.raises(ValueError, match="windows of at least 2 states, or beta = 0"):
             lran_loss(x[:, :1], x_hat[:, :1], z[:, :1], z_hat[:, :1])
-        with pytest.raises(ValueError, match=r"elapsed must be \(T,\) or \(B, T\) = \(3, 5\)"):
-            lran_loss(x, x_hat, z, z_hat, elapsed=torch.arange(4, dtype=F64))
         for name in ("state_eps", "latent_eps"):
             with pytest.raises(ValueError, match=f"{name} must be finite and above 0, got 0.0"):
                 lran_loss(x, x_hat, z, z_hat, **{name: 0.0})
