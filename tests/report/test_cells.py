@@ -17,7 +17,8 @@ MODULE = """
     def square(cell):
         print("a cell may print")
         threads = os.environ["OMP_NUM_THREADS"]
-        return {"square": cell["x"] ** 2, "pid": os.getpid(), "threads": threads}
+        ids = {"pid": os.getpid(), "group": os.getpgid(0), "session": os.getsid(0)}
+        return {"square": cell["x"] ** 2, "threads": threads, **ids}
 
     def fail_on_two(cell):
         if cell["x"] == 2:
@@ -53,6 +54,9 @@ def test_results_come_in_the_order_of_the_cells_from_processes_of_one_thread(sam
     assert [r["square"] for r in found] == [9, 1, 4]
     assert {r["threads"] for r in found} == {"1"}
     assert os.getpid() not in {r["pid"] for r in found}
+    # Ctrl-C reaches the parent alone; the parent's low priority reaches its children.
+    assert os.getpgid(0) not in {r["group"] for r in found}
+    assert {r["session"] for r in found} == {os.getsid(0)}
     assert all(r["processor_seconds"] >= 0 for r in found)
     assert all(r["seconds"] >= 0 for r in found)
     assert all(r["peak_bytes"] is None or r["peak_bytes"] > 1e6 for r in found)

@@ -203,7 +203,8 @@ class _Child:
         # Closed with the process, so no context manager.
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "TOKENIZERS_PARALLELISM": "0"}
-        # A session of its own: Ctrl-C reaches the parent only, which then ends the children.
+        # A group of its own: Ctrl-C reaches the parent only, which then ends the children. Not a
+        # session: Linux would give that a priority of its own, whatever the parent's is.
         self.process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, target, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -212,7 +213,7 @@ class _Child:
             text=True,
             encoding="utf-8",
             env={**environment, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            start_new_session=True,
+            process_group=0,
         )
 
     def start(self, waiting: Waiting, answers: Answers) -> None:
