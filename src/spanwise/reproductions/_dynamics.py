@@ -65,7 +65,7 @@ def numbers(system: str, size: float) -> System:
         "duffing": System(
             dt=0.25, latent=3, horizon=20, center=False,
             knobs={"edmd": 600, "kdmd": 2.0, "balanced": 16, "lran": 8e-3},
-            lran={"hidden": (64, 64, 64), "horizon": 6, "max_steps": 4000, "batch_size": 64},
+            lran={"hidden": (64, 64, 64), "horizon": 11, "max_steps": 4000, "batch_size": 64},
         ),
         "ks": System(
             dt=1.0, latent=16, horizon=12, center=False,

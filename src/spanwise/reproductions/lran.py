@@ -82,14 +82,14 @@ class Settings:
     """How many values a grid may grow by while its best lies on the edge."""
     tuning_seeds: tuple[int, ...] = (0,)
     """Seeds that choose the knobs."""
-    seeds: tuple[int, ...] = (100, 101, 102)
+    seeds: tuple[int, ...] = (103, 104, 105)
     """Seeds that judge."""
 
 
 PRESETS = {
     "quick": replace(Settings(), size=0.01, multiples=(1.0,), extensions=0, seeds=(100,)),
     "default": Settings(),
-    "full": replace(Settings(), tuning_seeds=(0, 1), seeds=(100, 101, 102, 103, 104, 105)),
+    "full": replace(Settings(), tuning_seeds=(0, 1), seeds=(103, 104, 105, 106, 107, 108)),
 }
 
 
@@ -244,7 +244,10 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
         "Wakes are five runs of one deterministic flow with other disturbances; seeds of the "
         "verdict change which one is forecast, and the weights that LRAN begins with.",
         "The knob of LRAN is its learning rate only; d, widths, windows and steps were set "
-        "beforehand, Duffing's on seeds 0 and 1 by the rate of its pair.",
+        "beforehand, Duffing's on seeds 0 and 1.",
+        "Seeds 100 to 102 judged two earlier settings of Duffing: windows of 11 states with two "
+        "layers of 32 (91 % told, pair 0.54 off), and windows of 6 with three layers of 64, whose "
+        "training falls apart on two seeds of three (78 %, 0.60). They judge no more.",
     ]
     for system, label in SYSTEMS.items():
         mean = {method: arm_error(rows, f"{system}-{method}") for method in METHODS}
