@@ -1,6 +1,7 @@
 """What the README shows works, on the kinds of model that readers bring."""
 
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -61,6 +62,17 @@ def test_the_merges_of_the_readme_give_folders_that_load(tmp_path, monkeypatch):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
     assert know.update_share(tmp_path / "llama", tmp_path / "merged-around").inside < 1e-10
     assert know.update_share(tmp_path / "llama", tmp_path / "merged").inside > 0.01
+
+
+def test_the_estimators_of_the_readme_find_what_the_data_was_made_of():
+    pytest.importorskip("sklearn")
+    names = {}
+    examples.run(examples.blocks(README, "python")[2], names, "README")
+    mixing = names["mixing"] / (names["mixing"] ** 2).sum(axis=0) ** 0.5
+    assert (abs(names["columns"].T @ mixing).max(axis=1) > 0.99).all()
+    assert names["why"].shape == (20, 6)
+    later = names["time"][-1] + 0.1
+    assert names["future"][0] == pytest.approx([math.sin(later), math.cos(later)], abs=1e-9)
 
 
 def test_the_block_is_about_ten_lines():

@@ -12,6 +12,7 @@ from spanwise.estimators._spm.moments import Method, solve_moments
 from spanwise.estimators._spm.solve import Options, SymmetricCPInfo
 from spanwise.estimators._spm.spectrum import spaces
 from spanwise.estimators._symmetric_cp import (
+    check_found,
     check_rank,
     checked_tensor,
     converted,
@@ -149,9 +150,7 @@ class SubspacePowerMethod(Estimator):
         weights, factor, info, variance = solve_moments(
             samples.double(), order, self.rank, self.rank_tol, options,
             make_generator(self.random_state),
-            lambda r: check_rank(
-                r, self.rank_tol, d, order, self.force, found=self.rank is None
-            ),
+            lambda found: check_found(found, self.rank, d, order, self.force),
             cumulant=cumulant, noise_variance=noise_variance, method=method,
         )  # fmt: skip
         to = _typed(back, dtype)

@@ -13,7 +13,7 @@ from spanwise.estimators._spm.blocks import BlockTermInfo, block_terms, search_b
 from spanwise.estimators._spm.search import warn_unreached
 from spanwise.estimators._spm.solve import Options
 from spanwise.estimators._spm.spectrum import decompose, spaces
-from spanwise.estimators._symmetric_cp import check_rank, checked_tensor
+from spanwise.estimators._symmetric_cp import check_found, check_rank, checked_tensor
 from spanwise.linalg.symmetric import SymmetricSpace, flatten_symmetric
 
 
@@ -123,7 +123,7 @@ def solve_blocks(
 ) -> tuple[list[Tensor], list[Tensor], BlockTermInfo]:
     """Cores, bases and what to tell, of a flattening in coordinates."""
     spectrum = decompose(M, rows, rows, rank, rank_tol)
-    check_rank(spectrum.rank, rank_tol, rows.d, 2 * rows.order, force, found=rank is None)
+    check_found(spectrum.rank, rank, rows.d, 2 * rows.order, force)
     log = Log()
     bases = search_blocks(spectrum, block, options, generator, log)
     warn_unreached(log, options.component_tol, len(bases))

@@ -83,7 +83,7 @@ def symmetric_cp(
         M = flatten_symmetric(tensor, rows, columns)
         w, A, info = solve_flattening(
             M, rows, columns, rank, rank_tol, options, generator,
-            lambda r: check_rank(r, rank_tol, len(tensor), tensor.ndim, force, found=rank is None),
+            lambda found: check_found(found, rank, len(tensor), tensor.ndim, force),
         )  # fmt: skip
     to = as_given(back, dtype)
     return to(w), to(A), converted(info, to)
@@ -140,28 +140,32 @@ def checked_tensor(T: Any, symmetrize: bool) -> tuple[Tensor, torch.dtype]:
     return tensor, dtype
 
 
-def check_rank(
-    rank: int | None, rank_tol: float, d: int, order: int, force: bool, *, found: bool = False
-) -> None:
-    """Raise, or warn, where components of this rank are not unique."""
+def check_rank(rank: int | None, rank_tol: float, d: int, order: int, force: bool) -> None:
+    """Raise, or warn, where components of the rank that is asked for are not unique."""
     if not rank_tol > 0:
         raise ValueError(f"rank_tol must be positive, got {rank_tol}.")
     if rank is None:
         return
     if rank < 1:
         raise ValueError(f"rank must be at least 1, or None, got {rank}.")
+    _check_unique(rank, f"rank = {rank}", "Lower rank", d, order, force)
+
+
+def check_found(found: int, rank: int | None, d: int, order: int, force: bool) -> None:
+    """The same of the rank that was found, where none was asked for."""
+    if rank is None:
+        way = "Noise has full rank: give rank, or raise rank_tol"
+        _check_unique(found, f"the flattening has rank {found}", way, d, order, force)
+
+
+def _check_unique(rank: int, source: str, way: str, d: int, order: int, force: bool) -> None:
     bound = rank_bound(d, order)
     if rank <= bound:
         return
-    source = "the flattening has rank" if found else "rank ="
-    way = (
-        "Noise has full rank: give rank, or raise rank_tol" if found else "Lower rank"
-    )  # what a user can do about it
     text = (
-        f"{source} {rank}, but of a tensor of order {order} over R^{d} at most {bound} generic "
+        f"{source}, but of a tensor of order {order} over R^{d} at most {bound} generic "
         f"components can be told apart. {way}; force=True tries all the same."
     )
     if not force:
         raise ValueError(text)
-    if not found:
-        warnings.warn(text, UserWarning, stacklevel=3)
+    warnings.warn(text, UserWarning, stacklevel=4)
