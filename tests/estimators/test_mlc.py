@@ -53,7 +53,7 @@ def unrolled(curves):
 
 class TestMLC(EstimatorSuite):
     estimator = MLC
-    options = SMALL
+    options = {**SMALL, "hidden": (8,), "ssl_epochs": 1, "epochs": 1, "n_init": 1}
     exceptions = dict.fromkeys(
         (
             "check_dont_overwrite_parameters",
@@ -287,7 +287,7 @@ class TestBadInput:
     def test_wrong_kinds_are_named(self):
         with pytest.raises(TypeError, match=r"encoder must be None or a torch\.nn\.Module"):
             fitted(samples(), encoder="resnet")
-        with pytest.raises(TypeError, match="augment must be None, a float or a function"):
+        with pytest.raises(TypeError, match="augment must be None, a number or a function"):
             fitted(samples(), augment="flip")
 
     @pytest.mark.filterwarnings("ignore:MLC did not converge")

@@ -112,7 +112,9 @@ class TestRates:
     @pytest.mark.parametrize("options", [{}, {"columns": torch.tensor([1, 4, 5])}, {"top": 4}])
     def test_pass_gradcheck(self, d, options):
         Z, G = unit(6, d).requires_grad_(), positive(6, 6).requires_grad_()
-        assert torch.autograd.gradcheck(lambda z, g: cluster_rate(z, g, EPS, **options), (Z, G))
+        assert torch.autograd.gradcheck(
+            lambda z, g: cluster_rate(z, g, EPS, **options), (Z, G), fast_mode=d > N
+        )
 
     def test_only_what_is_wanted_is_differentiated(self):
         Z, G = unit(), positive().requires_grad_()
@@ -143,6 +145,7 @@ class TestRates:
         expected = cluster_rate(Z, hot[:, :3], EPS)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
+    @pytest.mark.filterwarnings("ignore:the membership did not converge")
     @pytest.mark.parametrize("eta", [0.05, 0.2, 5.0])
     def test_reduction_is_not_negative_for_doubly_stochastic_memberships(self, eta):
         for seed in range(5):
@@ -181,6 +184,8 @@ class TestRates:
         first = drawn(Z, G, generator=seeded(4))
         assert float(first) == float(drawn(Z, G, generator=seeded(4)))
         assert float(first) != float(drawn(Z, G, generator=seeded(5)))
+        # Without a generator too each call draws its own: a training sees all columns.
+        assert len({float(drawn(Z, G)) for _ in range(4)}) > 1
 
     def test_the_largest_entries_suffice_where_the_others_are_zero(self):
         Z, labels = subspaces(each=5)
@@ -194,6 +199,9 @@ class TestRates:
         expected = float(rate_reduction(Z, G, EPS))
         assert float(rate_reduction(Z.float(), G.float(), EPS)) == pytest.approx(expected, rel=1e-4)
         assert coding_rate(Z.half(), EPS).dtype == torch.float32
+        half = rate_reduction(Z.half(), G.half(), EPS)
+        assert half.dtype == torch.float32
+        assert float(half) == pytest.approx(expected, rel=1e-2)
 
     @pytest.mark.bad_input
     @pytest.mark.parametrize(
@@ -204,6 +212,14 @@ class TestRates:
             (lambda: coding_rate(unit()[:0], EPS), "must have rows"),
             (lambda: rate_reduction(unit(), positive(3, 3), EPS), "n = 14"),
             (lambda: rate_reduction(unit(), -positive(), EPS), "must not be negative"),
+            (lambda: rate_reduction(unit(), positive() / 0.0, EPS), "must be finite"),
+            (lambda: rate_reduction(unit(), positive() * math.nan, EPS), "must be finite"),
+            (lambda: rate_reduction(unit(), positive()[:, :0], EPS), "n = 14"),
+            (lambda: coding_bits(unit(), torch.arange(3), EPS), r"labels must be \(14,\)"),
+            (lambda: subspace_affinity(unit(), torch.arange(3)), r"labels must be \(14,\)"),
+            (lambda: tcr_loss(unit(), unit(), EPS, -1.0), "weight must be at least 0"),
+            (lambda: image_shifts(6, 5, -1), "pixels and scale at least 0"),
+            (lambda: image_shifts(6, 5)(unit(), seeded()), "6 x 5 = 30 pixels, got 5"),
             (lambda: MLCLoss(-1.0), "eps must be above 0"),
             (lambda: MLCLoss(gamma=-1.0), "gamma must be at least 0"),
             (lambda: MLCLoss(columns=0), "columns must be None or at least 1"),
@@ -280,7 +296,7 @@ class TestSinkhorn:
 
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_passes_gradcheck(self, symmetric):
-        layer = SinkhornProjection(0.4, tol=1e-14, n_iter=100_000)
+        layer = SinkhornProjection(0.7, tol=1e-12, n_iter=10_000)
 
         def through(c):
             return layer(c @ (c.mT if symmetric else draw(3, 6, seed=9)))
@@ -313,6 +329,9 @@ class TestSinkhorn:
         K = draw(N, N)
         with pytest.warns(RuntimeWarning, match=r"in n_iter = 2 half-steps: .* within .*e"):
             SinkhornProjection(0.1, n_iter=2)(K)
+        # Near is not there: ten times the tolerance is told.
+        with pytest.warns(RuntimeWarning, match=r"within \d\.\de-05 only"):
+            SinkhornProjection(1.0, n_iter=12)(K)
 
     def test_a_single_sample_is_its_own_cluster(self):
         assert SinkhornProjection()(torch.ones(1, 1)).tolist() == [[1.0]]
@@ -338,8 +357,10 @@ class TestSinkhorn:
         with pytest.raises(ValueError, match="affinity must be one of 'abs', 'linear'"):
             affinity(unit(), "cosine")
         for grad in ("implicit", "unrolled"):
-            with pytest.raises(ValueError, match=r"NaN or infinity|non-finite"):
+            with pytest.raises(ValueError, match=r"K must be finite .* holds NaN or infinity"):
                 SinkhornProjection(grad=grad)(draw(3, 3) * float("inf"))
+            with pytest.raises(ValueError, match=r"K must be .* at least one sample"):
+                SinkhornProjection(grad=grad)(draw(0, 0))
 
 
 class TestLabels:
@@ -372,6 +393,13 @@ class TestLabels:
         found = spectral_labels(SinkhornProjection(0.02)(affinity(Z, "abs")), 5)
         assert clustering_accuracy(labels, found) == 1.0
 
+    def test_labels_leave_no_number_out_where_samples_are_alike(self):
+        G = by_labels(torch.arange(3).repeat_interleave(4))
+        found = spectral_labels(G, 5, n_init=1)
+        assert found.unique().tolist() == list(range(len(found.unique())))
+        with pytest.raises(TypeError, match=r"n_clusters must be a whole number, got 2\.5"):
+            spectral_labels(G, 2.5)
+
     def test_accuracy_takes_the_best_match_not_a_greedy_one(self):
         # Greedy would give cluster 0 to class 0 (3 of 8) and be left with nothing better than 3+0.
         truth = [0, 0, 0, 1, 1, 0, 0, 0]
@@ -385,6 +413,7 @@ class TestLabels:
         assert numerical_rank(Z, 0.9) == 2
         assert numerical_rank(Z, 1.0) == 3
         assert numerical_rank(torch.stack([Z, torch.eye(4, dtype=F64)]), 1.0).tolist() == [3, 4]
+        assert numerical_rank(0 * Z) == numerical_rank(Z[:0]) == 0
 
     def test_subspace_affinity_is_zero_for_orthogonal_and_one_for_equal_ones(self):
         Z, labels = orthogonal_subspaces()
@@ -428,7 +457,7 @@ class TestNetwork:
         assert network.feature.weight.shape == network.cluster.weight.shape == (5, 16)
         with torch.no_grad():
             network.cluster.weight.zero_()
-        assert float(network.feature.weight.abs().max()) > 0
+        assert bool(network.feature.weight.any())
 
     def test_a_seed_gives_the_same_network_in_every_precision(self):
         single, double = (

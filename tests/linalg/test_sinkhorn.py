@@ -17,7 +17,9 @@ def naive(logits, steps=5000):
     u = v = logits.new_zeros(len(logits))
     for _ in range(steps):
         u = -torch.logsumexp(logits + v, 1)
-        v = -torch.logsumexp(logits + u[:, None], 0)
+        old, v = v, -torch.logsumexp(logits + u[:, None], 0)
+        if float((v - old).abs().max()) < 1e-15:
+            break
     return (logits + u[:, None] + v).exp()
 
 
@@ -77,7 +79,8 @@ def test_adding_to_rows_and_columns_changes_nothing():
 @pytest.mark.parametrize(
     ("logits", "options", "message"),
     [
-        (draw() * float("nan"), {}, "non-finite"),
+        (draw() * float("nan"), {}, "logits hold NaN or infinity"),
+        (draw()[:0, :0], {}, "must have rows"),
         (draw(), {"iterations": 0}, "iterations must be at least 1"),
         (draw()[:4], {}, "must be square"),
     ],

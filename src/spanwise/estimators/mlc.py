@@ -22,7 +22,7 @@ from spanwise.estimators._mlc.parameters import Select, check_parameters
 from spanwise.estimators._mlc.rates import coding_bits, coding_rate
 from spanwise.estimators._mlc.sinkhorn import Affinity, SinkhornProjection, affinity
 from spanwise.estimators._mlc.spectral import embedding, kmeans
-from spanwise.estimators._mlc.training import Training
+from spanwise.estimators._mlc.training import Training, batches
 from spanwise.estimators._mlc.views import Augment, noise
 
 CHUNK = 4096
@@ -75,7 +75,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         columns: Only so many of the membership's columns in a step, drawn anew; None: all.
         select: What chooses the epoch, without labels, among all from the copy of the head on:
             `"coding_bits"`: the code of features and labels is shortest; `"rate_reduction"`:
-            R - gamma R_c is largest; None: the last.
+            R - gamma R_c is largest; None: the last. Both on 1024 samples or a batch, if more.
         patience: Epochs that are not better, after which training ends.
         tol: What counts as better, as a share.
         candidates: Numbers of clusters for `"auto"`; None: 2 to 20.
@@ -102,7 +102,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
 
     Raises:
         ValueError: From `fit`, if a parameter or X is out of range.
-        TypeError: If `encoder` is no module or `augment` no function.
+        TypeError: If `encoder` is no module, `augment` no function, or `n_clusters` not whole.
 
     Sources:
         Ding, Tong, Chan, Dai, Ma and Haeffele, "Unsupervised manifold linearizing and clustering",
@@ -203,7 +203,9 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
             y: Ignored.
         """
         x, back = self._samples(X, reset=True, min_samples=2)
-        check_parameters(self, self._counts(len(x)), len(x))
+        together = min(len(x), self.max_samples)
+        counts = self._counts(together)
+        check_parameters(self, counts, together)
         if self.scaling == "standard":
             self.mean_, self.scale_ = back(x.mean(0)), back(column_scales(x))
         x = self._scaled(x)
@@ -211,9 +213,10 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         batch = min(self.batch_size, len(x))
         widest = x.shape[1] if self.encoder is None and not self._hidden() else 64
         d = self.n_features or min(64, widest, max(2, batch // 4))
-        if d >= batch:
+        least = len(x) // batches(len(x), self.batch_size)
+        if d >= least:
             warnings.warn(
-                f"n_features = {d} is not below the {batch} samples of a batch: features of rank "
+                f"n_features = {d} is not below the {least} samples of a batch: features of rank "
                 "d cannot be filled. Lower n_features or raise batch_size.",
                 stacklevel=2,
             )
@@ -222,7 +225,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
             network=network,
             x=x,
             generator=generator,
-            augment=noise(self.augment) if isinstance(self.augment, float) else self.augment,
+            augment=self._augment(),
             views=self.views,
             batch_size=self.batch_size,
             loss=MLCLoss(self.eps, gamma=self.gamma, penalty=self.penalty, columns=self.columns),
@@ -233,21 +236,21 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
             cluster_weight_decay=self.cluster_weight_decay,
             verbose=self.verbose,
         )
-        drawn = torch.randperm(len(x), generator=generator)[: self.max_samples]
+        drawn = torch.randperm(len(x), generator=generator)[:together]
         rows = drawn.sort().values.to(x.device)
+        # Of the draw, not of the sorted rows: samples often come class by class.
+        judged = drawn[: max(batch, 1024, *counts)].sort().values.to(x.device)
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
         devices = [x.device] if x.is_cuda else []
         # An encoder's dropout draws from the global generators: they are lent a seed.
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(seed)
             training.first(self._ssl_epochs(), self.ssl_lr, self.ssl_eps, self.ssl_weight)
-            sample = x[rows[: min(len(rows), max(batch, 1024))]]
-            chosen = training.second(
-                self.epochs, self.lr, self._judge(network, sample, seed), self.patience, self.tol
-            )
+            judge = self._judge(network, x[judged], seed)
+            chosen = training.second(self.epochs, self.lr, judge, self.patience, self.tol)
         self._keep(network, training, back)
         self.n_iter_, self.best_epoch_ = max(1, chosen.epochs), chosen.best
-        self.selection_ = back(torch.tensor(chosen.values, dtype=x.dtype))
+        self.selection_ = back(x.new_tensor(chosen.values))
         self._cluster(network, x, rows, seed, back)
         self._warn(chosen.values)
         return self
@@ -288,6 +291,10 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         if self.hidden is None:
             return () if self.augment is None else (256, 256)
         return self.hidden
+
+    def _augment(self) -> Augment | None:
+        given = self.augment
+        return given if given is None or callable(given) else noise(given)
 
     def _ssl_epochs(self) -> int:
         if self.ssl_epochs is None:
@@ -355,8 +362,8 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         self.labels_ = back(found)
         self.bases_ = [back(basis) for basis in bases]
         self.n_clusters_ = len(bases)
-        self.candidates_ = back(torch.tensor(counts))
-        self.coding_bits_ = back(torch.tensor(bits, dtype=x.dtype))
+        self.candidates_ = back(torch.tensor(counts, device=x.device))
+        self.coding_bits_ = back(x.new_tensor(bits))
 
     def _keep(self, network: Network, training: Training, back: Back) -> None:
         network.eval()
@@ -364,7 +371,8 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         self.hidden_ = None if self.encoder is not None else list(self._hidden())
         # Clones: the file, and a copy of the estimator, hold every tensor for itself.
         self.network_state_ = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        steps = torch.tensor(training.history, dtype=torch.float64).reshape(-1, 3)
+        steps = torch.tensor(training.history, dtype=torch.float64, device=training.x.device)
+        steps = steps.reshape(-1, 3)
         self.coding_rates_ = {
             "stage": back(steps[:, 0].long()),
             "R": back(steps[:, 1]),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.linalg._arrays import at_least_float32, largest_entry, matrix
+from spanwise.linalg._arrays import at_least_float32, matrix
 
 SAFE = 1e12
 """Scalings beyond this, either way, are taken into the potentials: no sum then underflows."""
@@ -52,7 +52,7 @@ def sinkhorn(
         symmetric: Whether `logits` equals its transpose; not checked.
 
     Raises:
-        ValueError: If `logits` is not square or not finite, or `iterations` is below 1.
+        ValueError: If `logits` is empty, not square or not finite, or `iterations` is below 1.
 
     Sources:
         Sinkhorn, "A relationship between arbitrary positive matrices and doubly stochastic
@@ -65,7 +65,12 @@ def sinkhorn(
         raise ValueError(f"logits must be square, (n, n), got {tuple(logits.shape)}.")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}.")
-    largest_entry("logits", logits)
+    if not len(logits):
+        raise ValueError("logits must have rows, got shape (0, 0).")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            "logits hold NaN or infinity. A pair that must not meet is a large negative number."
+        )
     tol = max(tol, 8 * torch.finfo(at_least_float32(logits.dtype)).eps)
     # Either begins with a step by logarithms: nothing is known yet of how large sums are.
     state = _Symmetric(logits) if symmetric else _Alternating(logits)

@@ -64,6 +64,7 @@ class MLCLoss(nn.Module):
                 raise ValueError(f"{name} must be None or at least 1, got {count}.")
         self.eps, self.gamma, self.penalty = eps, gamma, penalty
         self.columns, self.top = columns, top
+        self._calls = 0
 
     @override
     def forward(
@@ -88,7 +89,7 @@ class MLCLoss(nn.Module):
         Args:
             Z: Samples in rows.
             membership: Doubly stochastic `(n, n)`, or one column a cluster.
-            generator: What draws `columns`; seed 0 without one.
+            generator: What draws `columns`; without one, the n-th call draws by seed n.
 
         Raises:
             ValueError: If shapes do not fit, or Z is not finite.
@@ -108,7 +109,9 @@ class MLCLoss(nn.Module):
     ) -> Int[Tensor, " m"] | None:
         if self.columns is None or self.columns >= count:
             return None
-        generator = generator or torch.Generator().manual_seed(0)
+        if generator is None:
+            generator = torch.Generator().manual_seed(self._calls)
+            self._calls += 1
         order = torch.randperm(count, generator=generator, device=generator.device)
         return order[: self.columns].to(device)
 
@@ -125,7 +128,7 @@ def tcr_loss(
         weight: Of the agreement, at least 0.
 
     Raises:
-        ValueError: If shapes differ or `eps` is not above 0.
+        ValueError: If shapes differ, `eps` is not above 0 or `weight` is negative.
 
     Sources:
         Ding et al., "Unsupervised manifold linearizing and clustering", 2023, equation 5; Li et
@@ -135,5 +138,7 @@ def tcr_loss(
         raise ValueError(
             f"both views must have one shape, got {tuple(Z.shape)} and {tuple(other.shape)}."
         )
+    if not weight >= 0:
+        raise ValueError(f"weight must be at least 0, got {weight}.")
     agreement = (Z * other).sum(-1).abs().mean()
     return -coding_rate((Z + other) / 2, eps) - weight * agreement

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spanwise._lazy import require
+from spanwise.estimators._mlc.rates import labels_of
 from spanwise.linalg._arrays import matrix
 
 
@@ -41,7 +42,7 @@ def clustering_accuracy(labels: Any, predicted: Any) -> float:
 
 
 def numerical_rank(Z: Float[Tensor, "*batch n d"], energy: float = 0.95) -> Any:
-    """How many singular values hold this share of the sum of all squares.
+    """How many singular values hold this share of the sum of all squares; 0 where all are 0.
 
     Args:
         Z: Samples in rows.
@@ -57,9 +58,10 @@ def numerical_rank(Z: Float[Tensor, "*batch n d"], energy: float = 0.95) -> Any:
         raise ValueError(f"energy must lie in (0, 1], got {energy}.")
     squares = torch.linalg.svdvals(matrix("Z", Z).detach()).square()
     share = squares.cumsum(-1)
+    total = squares.sum(-1, keepdim=True)
     # Rounding must not ask for directions that hold nothing.
-    limit = energy * share[..., -1:] * (1 - 8 * torch.finfo(squares.dtype).eps)
-    rank = (share < limit).sum(-1) + 1
+    limit = energy * total * (1 - 8 * torch.finfo(squares.dtype).eps)
+    rank = (share < limit).sum(-1) + (total[..., 0] > 0)
     return int(rank) if rank.ndim == 0 else rank
 
 
@@ -78,21 +80,23 @@ def subspace_affinity(
         2012, definition 1.2.
     """
     bases = cluster_bases(Z, labels, energy)
-    return torch.stack(
-        [
-            torch.stack([(a.mT @ b).norm() / min(a.shape[1], b.shape[1]) ** 0.5 for b in bases])
-            for a in bases
-        ]
-    )
+    return torch.stack([torch.stack([_overlap(a, b) for b in bases]) for a in bases])
+
+
+def _overlap(a: Float[Tensor, "d r"], b: Float[Tensor, "d s"]) -> Float[Tensor, ""]:
+    least = max(1, min(a.shape[1], b.shape[1]))  # what holds nothing meets nothing
+    return torch.linalg.matrix_norm(a.mT @ b) / least**0.5
 
 
 def cluster_bases(
     Z: Float[Tensor, "n d"], labels: Int[Tensor, " n"], energy: float
 ) -> list[Float[Tensor, "d r"]]:
     """An orthonormal basis of each cluster's leading directions, by label."""
-    found = []
+    found: list[Tensor] = []
+    Z = matrix("Z", Z).detach()
+    labels = labels_of(labels, Z)
     for label in labels.unique():
-        part = matrix("Z", Z).detach()[labels == label]
+        part = Z[labels == label]
         _, _, right = torch.linalg.svd(part, full_matrices=False)
         found.append(right[: numerical_rank(part, energy)].mT.contiguous())
     return found

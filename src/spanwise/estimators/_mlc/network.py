@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,8 +53,8 @@ class Network(nn.Module):
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A `Linear` initialised as by torch, but drawn from `generator`."""
-    with torch.random.fork_rng([]):  # its own draw is thrown away
-        layer = nn.Linear(inputs, outputs)
+    # Its own draw would come from the global generator.
+    layer: Any = nn.utils.skip_init(nn.Linear, inputs, outputs)
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():
         for parameter in layer.parameters():

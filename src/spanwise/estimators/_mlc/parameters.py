@@ -1,6 +1,7 @@
 """What `MLC.fit` accepts."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -16,15 +17,17 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
     Args:
         given: The estimator.
         counts: The numbers of clusters that it would try.
-        n: Samples.
+        n: Samples of one membership matrix.
 
     Raises:
         ValueError: If a parameter is out of range.
-        TypeError: If `augment` is none of what it may be.
+        TypeError: If `augment` is none of what it may be, or a number of clusters is not whole.
     """
     if given.n_clusters == "auto":
         if not counts:
-            raise ValueError(f"candidates must hold numbers up to n = {n}.")
+            raise ValueError(
+                f"candidates must hold numbers up to n = {n}, the samples of one membership."
+            )
     elif isinstance(given.n_clusters, str):
         raise ValueError(f"n_clusters must be a number or 'auto', got {given.n_clusters!r}.")
     for count in counts:
@@ -52,12 +55,13 @@ def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
         raise ValueError(f"hidden must hold widths of at least 1, got {given.hidden}.")
     if given.ssl_epochs is not None and given.ssl_epochs < 0:
         raise ValueError(f"ssl_epochs must be None or at least 0, got {given.ssl_epochs}.")
-    if not (given.augment is None or isinstance(given.augment, float) or callable(given.augment)):
+    number = isinstance(given.augment, numbers.Real)
+    if not (given.augment is None or number or callable(given.augment)):
         raise TypeError(
-            "augment must be None, a float or a function of samples and a torch.Generator, "
+            "augment must be None, a number or a function of samples and a torch.Generator, "
             f"got {type(given.augment).__name__}."
         )
-    if isinstance(given.augment, float) and not 0 <= given.augment < math.inf:
+    if number and not 0 <= given.augment < math.inf:
         raise ValueError(f"augment must be finite and at least 0, got {given.augment}.")
     for name, known in (
         ("affinity", get_args(Affinity)),

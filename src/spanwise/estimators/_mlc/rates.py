@@ -53,12 +53,14 @@ def rate_reduction(
         eps: The precision, above 0; not its square.
 
     Raises:
-        ValueError: If shapes do not fit, a membership is negative, or `eps` is not above 0.
+        ValueError: If shapes do not fit, a membership is negative or not finite, or `eps` is not
+            above 0.
 
     Sources:
         Ding et al., "Unsupervised manifold linearizing and clustering", 2023, equations 1 and 2.
     """
-    return coding_rate(Z, eps) - cluster_rate(checked(Z, eps), columns_of(membership, Z), eps)
+    Z = checked(Z, eps)
+    return coding_rate(Z, eps) - cluster_rate(Z, columns_of(membership, Z), eps)
 
 
 def coding_bits(Z: Float[Tensor, "n d"], labels: Int[Tensor, " n"], eps: float) -> float:
@@ -73,13 +75,17 @@ def coding_bits(Z: Float[Tensor, "n d"], labels: Int[Tensor, " n"], eps: float) 
         labels: A whole number for each.
         eps: The precision, above 0; not its square.
 
+    Raises:
+        ValueError: If there is not one label for each row, Z is not finite, or `eps` is not
+            above 0.
+
     Sources:
         Ma, Derksen, Hong and Wright, "Segmentation of multivariate mixed data via lossy data
         coding and compression", 2007, equation 11; Chu et al., "Image clustering via the principle
         of rate reduction in the age of pretrained models", 2024.
     """
-    Z = checked(Z.detach(), eps)
-    n, d = Z.shape
+    Z = checked(Z, eps).detach()
+    (n, d), labels = Z.shape, labels_of(labels, Z)
     total = 0.0
     for label in labels.unique():
         part = Z[labels == label]
@@ -112,15 +118,30 @@ def columns_of(membership: Any, Z: Tensor) -> Tensor:
     """A membership as columns beside Z, or an error that says what is wrong."""
     if not isinstance(membership, Tensor):
         membership = torch.as_tensor(membership, device=Z.device)
-    if len(membership) != len(Z) or membership.ndim not in (1, 2):
+    if membership.ndim not in (1, 2) or len(membership) != len(Z) or not membership.numel():
         raise ValueError(
             f"membership must be labels (n,) or columns (n, k) with n = {len(Z)}, got shape "
             f"{tuple(membership.shape)}."
         )
     if membership.ndim == 1:
-        if membership.is_floating_point():
-            raise TypeError(f"labels must be whole numbers, got {membership.dtype}.")
-        return (membership[:, None] == membership.unique()).to(Z.dtype)
-    if bool((membership.detach() < 0).any()):
-        raise ValueError(f"membership must not be negative, got {float(membership.min()):.3g}.")
+        labels = labels_of(membership, Z)
+        return (labels[:, None] == labels.unique()).to(Z.dtype)
+    held = membership.detach()
+    if not bool(((held >= 0) & (held < math.inf)).all()):  # NaN is neither
+        raise ValueError(
+            "membership must be finite and must not be negative, it reaches from "
+            f"{float(held.min()):.3g} to {float(held.max()):.3g}."
+        )
     return membership.to(Z.dtype)
+
+
+def labels_of(labels: Any, Z: Tensor) -> Tensor:
+    """A whole number for each row of Z, on its device, or an error that says what is wrong."""
+    labels = torch.as_tensor(labels, device=Z.device)
+    if labels.shape != Z.shape[:1]:
+        raise ValueError(
+            f"labels must be ({len(Z)},), one for each row of Z, got shape {tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
+    return labels

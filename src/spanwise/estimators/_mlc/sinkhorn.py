@@ -66,27 +66,28 @@ class SinkhornProjection(nn.Module):
         """The projection of an affinity.
 
         Raises:
-            ValueError: If K is not square or not finite.
+            ValueError: If K is empty, not square or not finite.
         """
         K = matrix("K", K)
         if K.ndim != 2 or K.shape[0] != K.shape[1]:
             raise ValueError(f"K must be square, (n, n), got {tuple(K.shape)}.")
+        if not len(K) or not bool(torch.isfinite(K.detach()).all()):
+            held = "NaN or infinity" if len(K) else "no samples"
+            raise ValueError(f"K must be finite numbers of at least one sample, it holds {held}.")
         if self.grad != "implicit":
             return self._by_steps(K / self.eta)
         plan, error, steps = _Implicit.apply(K, self)
-        if error > max(10 * self.tol, 1e-4):
+        if error > 10 * max(self.tol, 8 * torch.finfo(K.dtype).eps):
             warnings.warn(
                 f"the membership did not converge in n_iter = {steps} half-steps: a row or column "
                 f"sums to 1 within {error:.1e} only. Raise n_iter or eta = {self.eta}.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=4,  # past the two calls of nn.Module
             )
         return plan
 
     def _by_steps(self, logits: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
         """Half-steps by logarithms, each of them differentiable."""
-        if not bool(torch.isfinite(logits.detach()).all()):
-            raise ValueError("K contains NaN or infinity.")
         u = v = logits.new_zeros(len(logits))
         for step in range(self.n_iter):
             if step % 2 == 0:

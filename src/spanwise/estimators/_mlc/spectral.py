@@ -35,6 +35,7 @@ def spectral_labels(
 
     Raises:
         ValueError: If `membership` is not square or k is out of range.
+        TypeError: If k is no whole number.
 
     Sources:
         Ng, Jordan and Weiss, "On spectral clustering: analysis and an algorithm", 2001.
@@ -75,11 +76,15 @@ def kmeans(
         # Fewer distinct rows than clusters: there are as many labels as there can be.
         warnings.simplefilter("ignore")
         labels = found.fit_predict(rows.double().cpu().numpy())
+    # No number is left out: what is made of each cluster is in the order of these.
+    labels = np.unique(labels, return_inverse=True)[1]
     return torch.from_numpy(labels.astype(np.int64)).to(vectors.device)
 
 
 def check_clusters(n_clusters: Any, n: int) -> None:
     """Refuse numbers of clusters that no n samples have."""
+    if not isinstance(n_clusters, (int, np.integer)):
+        raise TypeError(f"n_clusters must be a whole number, got {n_clusters!r}.")
     if not 2 <= n_clusters <= n:
         raise ValueError(
             f"n_clusters must lie in [2, {n}], the number of samples, got {n_clusters}."

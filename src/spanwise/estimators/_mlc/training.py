@@ -49,10 +49,10 @@ class Training:
                 network.train()
                 for rows in self._batches():
                     if self.augment is None:
-                        Z = network.features(self.x[rows])
+                        Z = finite(network.features(self.x[rows]))
                         loss = -coding_rate(Z, eps)
                     else:
-                        Z, other = (network.features(self._view(rows)) for _ in range(2))
+                        Z, other = (finite(network.features(self._view(rows))) for _ in range(2))
                         loss = tcr_loss(Z, other, eps, weight)
                     self._step(optimizer, loss)
                     with torch.no_grad():
@@ -108,9 +108,9 @@ class Training:
             for _ in range(1 if self.augment is None else self.views)
         ]
         # A mean of doubly stochastic matrices is one.
-        memberships = [self.projection(affinity(C, self.affinity)) for _, C in seen]
+        memberships = [self.projection(affinity(finite(C), self.affinity)) for _, C in seen]
         G = torch.stack(memberships).mean(0) if len(seen) > 1 else memberships[0]
-        Z = seen[0][0]
+        Z = finite(seen[0][0])
         if len(seen) > 1:
             Z = torch.nn.functional.normalize(torch.stack([z for z, _ in seen]).mean(0), dim=1)
         found = self.loss.terms(Z, G, generator=self.generator)
@@ -131,8 +131,7 @@ class Training:
 
     def _batches(self) -> Iterator[Int[Tensor, " b"]]:
         """All samples in random batches about equally large; never one of a single sample."""
-        n = len(self.x)
-        count = max(1, min(-(-n // self.batch_size), n // 2))
+        n, count = len(self.x), batches(len(self.x), self.batch_size)
         order = torch.randperm(n, generator=self.generator).to(self.x.device)
         edges = [n * i // count for i in range(count + 1)]
         for low, high in itertools.pairwise(edges):
@@ -156,15 +155,26 @@ class Training:
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
-        loss.backward()
+        finite(loss).backward()
         optimizer.step()
-        if not math.isfinite(float(loss.detach())):
-            raise ValueError(
-                "the loss became NaN or infinite. Lower lr or ssl_lr, or scale the data."
-            )
 
     def _state(self) -> State:
         return {key: value.detach().clone() for key, value in self.network.state_dict().items()}
+
+
+def batches(n: int, size: int) -> int:
+    """How many batches of at most so many samples, each of two or three at least."""
+    return max(1, min(-(-n // size), n // 2))
+
+
+def finite(value: Tensor) -> Tensor:
+    """The same, or an error that says what to do about training that diverged."""
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise ValueError(
+            "training diverged: features or loss became NaN or infinite. Lower lr or ssl_lr, or "
+            'set scaling = "standard".'
+        )
+    return value
 
 
 @dataclass(frozen=True)

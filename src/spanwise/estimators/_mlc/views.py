@@ -28,10 +28,22 @@ def image_shifts(height: int, width: int, pixels: int = 1, scale: float = 0.0) -
         width: Of a picture.
         pixels: Farthest move; what enters is 0.
         scale: Noise, in units of the batch's standard deviation.
+
+    Raises:
+        ValueError: If a size is out of range; from the view, if rows hold no such pictures.
     """
+    if height < 1 or width < 1 or pixels < 0 or not scale >= 0:
+        raise ValueError(
+            "height and width must be at least 1, pixels and scale at least 0, got "
+            f"{height}, {width}, {pixels} and {scale}."
+        )
 
     def view(x: Float[Tensor, "n p"], generator: torch.Generator) -> Float[Tensor, "n p"]:
-        images = x.view(-1, height, width)
+        if x.shape[1] != height * width:
+            raise ValueError(
+                f"rows must hold {height} x {width} = {height * width} pixels, got {x.shape[1]}."
+            )
+        images = x.reshape(-1, height, width)
         padded = torch.nn.functional.pad(images, [pixels] * 4)
         reach = 2 * pixels + 1
         moves = torch.randint(reach, (2, len(x), 1), generator=generator).to(x.device)
