@@ -305,6 +305,27 @@ class TestForecasts:
         np.testing.assert_allclose(model.mean_, shifted.reshape(-1, 4).mean(0))
         assert model.score(shifted) > DMD().fit(shifted).score(shifted) - 1e-9
 
+    @pytest.mark.parametrize("pairs", [7, 40])
+    def test_centering_keeps_what_is_linear_away_from_0_exact(self, pairs):
+        """The mean over time moves: states and successors each have one of their own."""
+        rng = np.random.default_rng(0)
+        A, c = 0.4 * rng.standard_normal((3, 3)), rng.standard_normal(3)
+        path = [rng.standard_normal(3)]
+        for _ in range(pairs):
+            path.append(path[-1] @ A + c)
+        X = np.stack(path)
+        model = DMD(center=True).fit(X)
+        values = np.sort_complex(np.append(np.linalg.eigvals(A), 1.0))
+        np.testing.assert_allclose(np.sort_complex(model.eigenvalues_), values, atol=1e-8)
+        ahead = X[-1] @ A + c
+        np.testing.assert_allclose(model.forecast(X, 2), [ahead, ahead @ A + c], atol=1e-10)
+        np.testing.assert_allclose(model.inverse_transform(model.transform(X)), X, atol=1e-12)
+
+    def test_centering_follows_a_drift(self):
+        X = np.arange(9.0)[:, None] * np.array([[1.0, -2.0]]) + 3
+        expected = np.arange(9.0, 12.0)[:, None] * np.array([[1.0, -2.0]]) + 3
+        np.testing.assert_allclose(DMD(center=True).fit(X).forecast(X, 3), expected, atol=1e-10)
+
 
 class TestInput:
     def test_trajectories_are_never_joined(self):

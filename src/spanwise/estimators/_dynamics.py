@@ -169,7 +169,8 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         check_is_fitted(self)
         held = self._read(X)
         z = self._encode(held.states)
-        return held.arrange(z.to(self._spectrum()[1].dtype) @ self._spectrum()[1], self._axis)
+        vectors = self._spectrum()[1].to(z.device)
+        return held.arrange(z.to(vectors.dtype) @ vectors, self._axis)
 
     @property
     def modes_(self) -> Any:
@@ -189,7 +190,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
                 raise ValueError(f"x must be one state, (n,), got {len(state)} of them.")
             z = self._encode(state)[0]
         jacobian = self._jacobian(z)
-        vectors = self._spectrum()[1]
+        vectors = self._spectrum()[1].to(jacobian.device)
         # Least squares, for K may be defective.
         found = torch.linalg.lstsq(vectors, jacobian.to(vectors.dtype)).solution
         return self._give(found.mT)
@@ -217,7 +218,8 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
                 f"{max(held.lengths)}."
             )
         x, mean = held.states, torch.as_tensor(self.mean_).to(held.states)
-        z, matrix = self._encode(x[rows]), self._matrix()
+        z = self._encode(x[rows])
+        matrix = self._matrix().to(z.device)
         found = []
         for step in range(horizon + 1):
             if step:
@@ -260,7 +262,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
 
     def _rolled(self, z: Float[Tensor, "m d"], n_steps: int) -> Float[Tensor, "m steps n"]:
         """Decoded states 0, ..., n_steps; coordinates of some steps at a time are held."""
-        matrix = self._matrix()
+        matrix = self._matrix().to(z.device)
         found: list[Tensor] = []
         at_once = max(1, BLOCK // max(1, z.numel()))
         for begin in range(0, n_steps + 1, at_once):
@@ -279,7 +281,7 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
                 f"times must be multiples of dt = {self._dt} for a model of discrete time. "
                 "LRAN(continuous=True) knows all."
             )
-        path, matrix = [z], self._matrix()
+        path, matrix = [z], self._matrix().to(z.device)
         for _ in range(int(whole.max()) if len(whole) else 0):
             path.append(path[-1] @ matrix)
         return torch.stack([path[int(step)] for step in whole], dim=1)

@@ -39,14 +39,17 @@ class DMD(LinearDynamics):
     Args:
         n_components: Directions: an integer; a share of the energy in (0, 1); None: all of
             numerical rank.
-        center: Whether the mean state is taken out first, and added to forecasts.
+        center: Whether states are measured from their mean, and the step has a constant term: the
+            last coordinate is then 1 throughout, and so is an eigenvalue. Without the term, what
+            is linear away from 0 would be so no more.
         rank_tol: Singular values up to this share of the largest count as zero.
         dt: Time between two states.
         time_axis: 0: states in rows; 1: in columns, as PyDMD has them. It also orients results.
 
     Attributes:
-        koopman_matrix_: K, `(d, d)`, with z_{t+1} = z_t K.
-        decoder_: U^T, `(d, n)`.
+        koopman_matrix_: K, `(d, d)`, with z_{t+1} = z_t K; d is one more than directions where
+            `center`.
+        decoder_: U^T, `(d, n)`, and for the constant what the directions miss of the mean.
         eigenvalues_, continuous_eigenvalues_, modes_: Of K; see the methods of the same names.
         singular_values_: S, of all directions.
         mean_: Mean state.
@@ -58,7 +61,8 @@ class DMD(LinearDynamics):
 
     Sources:
         Schmid, "Dynamic mode decomposition of numerical and experimental data", 2010; Tu et al.,
-        "On dynamic mode decomposition: theory and applications", 2014, algorithm 1.
+        "On dynamic mode decomposition: theory and applications", 2014, algorithm 1; Hirsh et al.,
+        "Centering data improves the dynamic mode decomposition", 2020.
     """
 
     def __init__(
@@ -86,17 +90,31 @@ class DMD(LinearDynamics):
         """
         check_tolerance(self.rank_tol)
         held, x, rows = self._begin(X)
-        u, s, v = thin_svd(x[rows])
+        before, after = x[rows], x[rows + 1]
+        # Least squares with a constant term: both sides lose a mean of their own.
+        start = before.mean(dim=0) if self.center else x.new_zeros(x.shape[1])
+        u, s, v = thin_svd(before - start)
         kept = _rank(self.n_components, s, self.rank_tol)
         basis = v[:, :kept]
         self.singular_values_ = held.back(s)
-        matrix = (u[:, :kept].mT @ (x[rows + 1] @ basis)) / s[:kept, None]
-        self._finish(held, len(rows), matrix, basis.mT, "lower n_components")
+        moved = after @ basis
+        matrix = (u[:, :kept].mT @ moved) / s[:kept, None]
+        decoder = basis.mT
+        if self.center:
+            inside = start @ basis
+            constant = moved.mean(dim=0) - inside @ matrix
+            matrix = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
+            matrix[-1, :-1], matrix[-1, -1] = constant, 1.0
+            decoder = torch.cat([decoder, (start - inside @ basis.mT)[None]])
+        self._finish(held, len(rows), matrix, decoder, "lower n_components")
         return self
 
     @override
     def _features(self, x: Float[Tensor, "N n"]) -> Float[Tensor, "N d"]:
-        return x @ like(self.decoder_, x).mT
+        decoder = like(self.decoder_, x)
+        if not self.center:
+            return x @ decoder.mT
+        return torch.nn.functional.pad(x @ decoder[:-1].mT, (0, 1), value=1.0)
 
 
 class EDMD(LinearDynamics):
