@@ -20,6 +20,8 @@ from spanwise.estimators import (
 SMALL = {
     "n_clusters": 2, "n_features": 6, "hidden": (24, 24), "ssl_epochs": 3, "epochs": 2, "n_init": 2,
 }  # fmt: skip
+LEAST = {**SMALL, "hidden": (8,), "ssl_epochs": 1, "epochs": 1, "n_init": 1}
+"""For the checks that fit a hundred times and look at shapes and words."""
 
 
 def fitted(X, **options):
@@ -53,7 +55,7 @@ def unrolled(curves):
 
 class TestMLC(EstimatorSuite):
     estimator = MLC
-    options = {**SMALL, "hidden": (8,), "ssl_epochs": 1, "epochs": 1, "n_init": 1}
+    options = LEAST
     exceptions = dict.fromkeys(
         (
             "check_dont_overwrite_parameters",
