@@ -245,7 +245,8 @@ def draw_sets(ax: "Axes", result: Result) -> None:
             ax.bar(at, statistics.fmean(found), 0.9 * width, color=colour, alpha=0.45,
                    label=None if index else METHODS[method])  # fmt: skip
             ax.scatter([at] * len(found), found, s=6, color=colour, linewidths=0, zorder=3)
-    ax.set_xticks(range(len(names)), [SETS[name].label.partition(",")[0] for name in names])
+    words = [SETS[name].label.partition(",")[0] for name in names]
+    ax.set_xticks(range(len(names)), [w.replace(" ", "\n").replace("-", "-\n") for w in words])
     ax.grid(visible=False, axis="x")
     ax.set(ylabel="accuracy (%)", ylim=(0, 145), yticks=range(0, 101, 20))
     ax.set_title("Clusters beside classes")
@@ -257,15 +258,21 @@ def draw_ranks(ax: "Axes", result: Result) -> None:
     from spanwise.report._panels import PALETTE
 
     names = [name for name in SETS if f"{name}-mlc" in result.arms]
+    ends: list[tuple[float, str, str]] = []
     for colour, name in zip(PALETTE, names, strict=False):
         for seed, before in values(result.rows, name, "start", "rank").items():
             after = values(result.rows, name, "mlc", "rank")[seed]
             ax.plot([0, 1], [before, after], color=colour, marker="o", markersize=3.5,
                     linewidth=1, alpha=0.7)  # fmt: skip
         last = statistics.fmean(values(result.rows, name, "mlc", "rank").values())
+        ends.append((last, colour, SETS[name].label.partition(",")[0]))
+    gap = 0.055 * max((last for last, _, _ in ends), default=0.0)
+    place = -gap
+    for last, colour, words in sorted(ends):
+        place = max(last, place + gap)  # no name on another
         ax.annotate(
-            SETS[name].label.partition(",")[0], (1, last), xytext=(6, 0),
-            textcoords="offset points", va="center", color=colour, fontsize=8.5,
+            words, (1, place), xytext=(6, 0), textcoords="offset points", va="center",
+            color=colour, fontsize=8.5,
         )  # fmt: skip
     ax.set_xticks([0, 1], ["start", "MLC"])
     ax.set_xlim(-0.15, 1.45)
