@@ -170,7 +170,7 @@ class TestBadInput:
 
     def test_a_prefit_model_of_other_states(self):
         model = DMD().fit(np.random.default_rng(0).standard_normal((20, 3)))
-        with pytest.raises(ValueError, match="X has 2 features, but the prefit estimator is expec"):
+        with pytest.raises(ValueError, match="X has 2 features, but the prefit estimator is"):
             BalancedReduction(model, prefit=True).fit(koopman_invariant(3, 5))
 
     def test_a_prefit_model_that_is_none(self):

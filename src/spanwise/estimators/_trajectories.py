@@ -128,6 +128,34 @@ def read(
     return Trajectories(x, (len(x),), "one", back)
 
 
+def read_times(times: Any, held: Trajectories) -> Float[Tensor, " N"]:
+    """When each state was seen, end to end as the states are.
+
+    Args:
+        times: `(T,)` for one trajectory or for all of equal lengths, a list of those, or
+            `(trajectories, T)`.
+        held: The trajectories.
+
+    Raises:
+        ValueError: If a state has no time or several, or times do not increase.
+    """
+    if isinstance(times, (list, tuple)) and len(times) and np.ndim(times[0]) == 1:
+        parts = [np.asarray(part, dtype=np.float64) for part in times]
+    else:
+        given = times.detach().cpu().numpy() if isinstance(times, Tensor) else times
+        whole = np.asarray(given, dtype=np.float64)
+        parts = list(whole) if whole.ndim == 2 else [whole] * len(held.lengths)
+    lengths = tuple(len(part) for part in parts)
+    if lengths != held.lengths:
+        raise ValueError(
+            f"times must have one number a state, lengths {held.lengths[:5]}, got {lengths[:5]}."
+        )
+    for index, part in enumerate(parts):
+        if not np.isfinite(part).all() or (np.diff(part) <= 0).any():
+            raise ValueError(f"times must be finite and increase; those of X[{index}] do not.")
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def _several(
     X: Sequence[Any], time_axis: int, samples: Callable[[Any, bool], tuple[Tensor, Back]]
 ) -> Trajectories:

@@ -27,7 +27,7 @@ from spanwise.estimators._lran.training import (
     train,
 )
 from spanwise.estimators._progress import ProgressLine
-from spanwise.estimators._trajectories import Trajectories
+from spanwise.estimators._trajectories import Trajectories, read_times
 
 FEW_WINDOWS = 10
 """Below so many windows a fit warns."""
@@ -390,23 +390,7 @@ class LRAN(Dynamics):
             return None
         if not self.continuous:
             raise ValueError("times need LRAN(continuous=True): a step of K has one length.")
-        if isinstance(times, (list, tuple)) and len(times) and np.ndim(times[0]) == 1:
-            parts = [np.asarray(part, dtype=np.float64) for part in times]
-        else:
-            given = times.detach().cpu().numpy() if isinstance(times, Tensor) else times
-            whole = np.asarray(given, dtype=np.float64)
-            parts = list(whole) if whole.ndim == 2 else [whole] * len(held.lengths)
-        lengths = tuple(len(part) for part in parts)
-        if lengths != held.lengths:
-            raise ValueError(
-                f"times must have one number a state, lengths {held.lengths[:5]}, got "
-                f"{lengths[:5]}."
-            )
-        for index, part in enumerate(parts):
-            if not np.isfinite(part).all() or (np.diff(part) <= 0).any():
-                raise ValueError(f"times must be finite and increase; those of X[{index}] do not.")
-        joined = torch.from_numpy(np.concatenate(parts)) / self.dt
-        return joined.to(held.states)
+        return (read_times(times, held) / self.dt).to(held.states)
 
     def _check_windows(self, held: Trajectories) -> None:
         if not len(held.windows(self.horizon)):
