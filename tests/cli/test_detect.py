@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -89,18 +87,6 @@ def test_few_samples_for_their_features_are_told(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "9 samples are few for 9 coordinates of the kernel" in told
     assert "or lower --components" in told
-
-
-def test_help_teaches_without_loading_torch():
-    code = (
-        "import sys\nfrom spanwise.cli import main\n"
-        "try: main(['detect', '--help'])\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'sklearn'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for word in ("FILE", "--train", "--contamination", "most first", "standard deviations"):
-        assert word in done.stdout
 
 
 def test_parameters_are_the_detectors(files, capsys):

@@ -1,8 +1,6 @@
 """`spanwise export` as a person meets it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -31,18 +29,6 @@ def argv(folders, tmp_path):
         "export", str(folders / "tuned"), "--as", "lora", "--base", str(folders / "base"),
         "--out", str(tmp_path / "out"),
     ]  # fmt: skip
-
-
-def test_help_teaches_without_loading_torch():
-    code = (
-        "import sys\nfrom spanwise.cli import main\n"
-        "try: main(['export', '--help'])\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules\nassert 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for word in ("--as {merged,lora}", "--budget-rank", "--energy", "--plan", "llama-code", "vLLM"):
-        assert word in done.stdout
 
 
 def test_a_lora_tells_what_it_keeps_and_how_to_serve_it(argv, tmp_path, capsys):

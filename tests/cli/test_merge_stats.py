@@ -1,8 +1,6 @@
 """`spanwise merge stats` as a person meets it, up to a merge that uses what it wrote."""
 
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -38,18 +36,6 @@ def collected(zoo, name, tmp_path, *more):
     argv = [zoo / name, "--data", zoo / f"{name}.jsonl", "--out", out, *more]
     assert run("stats", *argv) == 0
     return out
-
-
-def test_help_teaches_without_loading_torch():
-    code = (
-        "import sys\nfrom spanwise.cli import main\n"
-        "try: main(['merge', 'stats', '--help'])\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules\nassert 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for word in ("MODEL", "--data", "--kind", "--merge", "--method regmean", "--plan", "--memory"):
-        assert word in done.stdout
 
 
 @pytest.mark.parametrize(

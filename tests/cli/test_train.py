@@ -50,18 +50,6 @@ def spawn(argv, **options):
     )  # fmt: skip
 
 
-def test_help_teaches_without_loading_torch():
-    code = (
-        "import sys\nfrom spanwise.cli import main\n"
-        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules\nassert 'transformers' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for word in ("MODEL", "spanwise atlas extract", "--avoid", "--plan", "--alpha", "--resume"):
-        assert word in done.stdout
-
-
 def test_a_run_prints_its_story_and_its_result(argv, tmp_path, capsys):
     assert main(argv) == 0
     out = capsys.readouterr().out
