@@ -25,6 +25,7 @@ from spanwise.estimators._mlc.cluster_rate import _Dense, _Gram, cluster_rate
 from spanwise.estimators._mlc.network import build
 from spanwise.estimators._mlc.packed import Layout
 from spanwise.estimators._mlc.sinkhorn import affinity
+from spanwise.estimators._mlc.spectral import check_clusters
 
 F64 = torch.float64
 N, D, EPS = 14, 5, 0.3
@@ -398,7 +399,7 @@ class TestLabels:
         found = spectral_labels(G, 5, n_init=1)
         assert found.unique().tolist() == list(range(len(found.unique())))
         with pytest.raises(TypeError, match=r"n_clusters must be a whole number, got 2\.5"):
-            spectral_labels(G, 2.5)
+            check_clusters(2.5, 12)
 
     def test_accuracy_takes_the_best_match_not_a_greedy_one(self):
         # Greedy would give cluster 0 to class 0 (3 of 8) and be left with nothing better than 3+0.

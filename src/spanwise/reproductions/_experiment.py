@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from spanwise.report import Progress, Result
 
@@ -35,6 +35,7 @@ class Run(Generic[S]):
         return {"workers": self.workers, "cache": self.cache, "progress": self.progress}
 
 
+@runtime_checkable
 class Runner(Protocol[T]):
     """What an experiment's module calls `run`."""
 
