@@ -12,6 +12,8 @@ PEERS := galore-torch==1.0 apollo-torch==1.0.3 fira==1.0.2
 # The suite runs on two processes of one thread: more threads only disturb each other.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# Checked shapes cost twice the time: not where a test repeats what another one calls.
+UNTYPED := $(addprefix --ignore=tests/,cli report training/test_resume.py)
 SHARED := $(wildcard ../shared/data)
 
 ifneq ($(SHARED),)
@@ -22,7 +24,7 @@ endif
 
 help:
 	@echo "make demo    install what the demo needs and run it (about three minutes)"
-	@echo "make test    install and run the whole suite, then all but the verbs with checked shapes"
+	@echo "make test    install and run the whole suite, then most of it with checked shapes"
 	@echo "make check   format, lint, types, spelling"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   time our code beside its peers, one thread"
@@ -34,7 +36,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PYTEST)
-	$(PYTEST) --jaxtyping-packages=spanwise,typed_run.checker -m "not bad_input and not slow" --cases 2 --ignore tests/cli
+	$(PYTEST) --jaxtyping-packages=spanwise,typed_run.checker -m "not bad_input and not slow" --cases 2 $(UNTYPED)
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .
