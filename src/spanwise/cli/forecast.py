@@ -130,7 +130,9 @@ def run(options: ForecastOptions, terminal: Terminal) -> None:
     check_size(options.steps, len(lengths), len(history.columns))
     shift, scale = scaling(options, history)
     scaled = [(held - shift) / scale for held in history.paths]
-    errors = None if options.model is not None else held_out_errors(options, scaled, terminal)
+    errors = None
+    if options.model is None:
+        errors = held_out_errors(options, history.paths, terminal)
     model = fitted(options, scaled, verbose=not terminal.quiet)
     parts = [on_device(held, options.device) for held in scaled]
     found = [as_array(held) * scale + shift for held in model.forecast(parts, options.steps)]
@@ -269,6 +271,8 @@ def held_out_errors(
     if horizon < 1 or min(map(len, seen)) < 4:
         terminal.say("too few states to hold any out: no errors are measured")
         return None
+    shift, scale = usual_scaling(options, seen)  # what is held out does not scale either
+    seen, hidden = ([(held - shift) / scale for held in part] for part in (seen, hidden))
     model = fitted(options, seen, verbose=not terminal.quiet)
     parts = [on_device(held, options.device) for held in hidden]
     return as_array(model.errors_by_horizon(parts, horizon)).astype(float)
@@ -280,12 +284,20 @@ def scaling(options: ForecastOptions, history: History) -> "tuple[np.ndarray, np
     Raises:
         ValueError: If a saved model's own is unknown, or the data has other variables.
     """
+    usual = usual_scaling(options, history.paths)
+    if options.model is None:
+        return usual
+    return _learned_scaling(options, history.columns) or usual
+
+
+def usual_scaling(
+    options: ForecastOptions, paths: "Sequence[np.ndarray]"
+) -> "tuple[np.ndarray, np.ndarray]":
+    """Mean and deviation of these states, or 0 and 1 where they are not standardized."""
     import numpy as np
 
-    whole = np.concatenate(history.paths).astype(float)
+    whole = np.concatenate(paths).astype(float)
     shift, scale = np.zeros(whole.shape[1]), np.ones(whole.shape[1])
-    if options.model is not None:
-        return _learned_scaling(options, history.columns) or (shift, scale)
     if options.standardize:
         shift, spread = whole.mean(axis=0), whole.std(axis=0)
         scale = np.where(spread > 1e-12 * np.abs(whole).max(axis=0), spread, 1.0)
