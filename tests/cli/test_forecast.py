@@ -182,3 +182,9 @@ def test_what_cannot_work_is_said_in_a_line(table, tmp_path, capsys):
     assert main(["forecast", table, "--drop", "time", "--out", str(out), "--no-pictures"]) == 0
     assert main(["forecast", other, "--model", str(out / "model.safetensors")]) == 1
     assert "forecasts 2 variables, the data has 1" in capsys.readouterr().err
+
+
+def test_the_flag_that_was_perhaps_meant_is_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["forecast", "x.csv", "--step", "10"])
+    assert "did you mean --steps?" in capsys.readouterr().err

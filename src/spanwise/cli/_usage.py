@@ -1,6 +1,7 @@
 """Wrong usage in one line: the parser draws boxes, which neither logs nor eyes need."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
@@ -52,7 +53,9 @@ def summary(box: str) -> str:
     text = re.sub(r"^Missing from [^:]*: (\S+) (.*?)\.? \(required\)$", r"\1 is missing: \2", text)
     near = [flag.group() for line in others[0] if (flag := re.match(r"--[\w-]+", line))]
     if others[0][0].startswith("Perhaps you meant") and near:
-        text = f"{text.rstrip('.')}; did you mean {near[0]}?"
+        given = re.search(r"--[\w-]+", text)
+        nearest = difflib.get_close_matches(given.group() if given else "", near, 1, 0) or near
+        text = f"{text.rstrip('.')}; did you mean {nearest[0]}?"
     elif not text.endswith("."):
         text += "."
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
