@@ -315,6 +315,15 @@ class TestKernel:
         X = data(seed=4).numpy()
         np.testing.assert_allclose(given.score_samples(X), named.score_samples(X), atol=1e-6)
 
+    @pytest.mark.parametrize(("dtype", "far"), [(torch.float64, 1e6), (torch.float32, 1e3)])
+    def test_of_distances_does_not_mind_where_the_data_is(self, dtype, far):
+        # Rounding of what is far is some 1e-10 or 1e-4 already.
+        X, Y = data().to(dtype), data(seed=4).to(dtype)
+        near, moved = (gram("rbf", 0.2, a + far, b + far) for a, b in ((X, Y), (X, X)))
+        atol = 1e-8 if dtype == torch.float64 else 1e-3
+        torch.testing.assert_close(near, gram("rbf", 0.2, X, Y), atol=atol, rtol=0)
+        torch.testing.assert_close(moved, gram("rbf", 0.2, X, X), atol=atol, rtol=0)
+
     def test_in_float32_does_not_take_rounding_for_coordinates(self):
         # Beyond some 1e-7 of the largest eigenvalue, float32 has nothing but noise to divide.
         few, X = {"kernel": "rbf", "gamma": 0.02, "start": "slab", "max_iter": 0}, data(seed=4)
@@ -465,7 +474,8 @@ class TestContract(OutlierSuite):
         np.testing.assert_allclose(near.numpy(), wide, atol=1e-3)
 
     def test_says_what_to_do_when_it_does_not_converge(self):
-        with pytest.warns(ConvergenceWarning, match="Raise max_iter, or scale the data"):
+        told = r"fell by \d+\.\d% in the last tenth of them. Raise max_iter, or scale the data"
+        with pytest.warns(ConvergenceWarning, match=told):  # a single step falls from the start
             GODS(max_iter=1).fit(data().numpy())
 
     def test_progress_is_told_only_where_it_is_asked_for(self, capsys):

@@ -32,7 +32,9 @@ def gram(
     if kernel == "linear":
         return a @ b.mT
     if kernel == "rbf":
-        return torch.cdist(a, b).square_().mul_(-gamma).exp_()
+        # Of data far from zero cdist loses the differences: it expands squares.
+        middle = b.mean(dim=0)
+        return torch.cdist(a - middle, b - middle).square_().mul_(-gamma).exp_()
     assert callable(kernel)  # the estimators' checks have seen to it
     found = torch.as_tensor(kernel(a.cpu().numpy(), b.cpu().numpy())).to(a)
     if found.shape != (len(a), len(b)):

@@ -1,6 +1,5 @@
 """GODS: a pair of orthonormal frames that holds normal data between its hyperplanes."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -183,7 +182,8 @@ class GODS(OutlierMixin, Estimator):
         z = self._fit_features(x, back, generator)
         k = directions(self.n_directions, z.shape[1])
         objective = Objective(z, self.eta, self.lam, self.coupling * len(z))
-        costs: list[Tensor] = []
+        start = begin(z, k, self.eta, self.start, self.n_init, generator)
+        costs = [objective.cost(start)[0]]
         with ProgressLine(self.verbose, "GODS step", self.max_iter) as line:
 
             def tell(step: int, cost: Tensor) -> None:
@@ -193,7 +193,7 @@ class GODS(OutlierMixin, Estimator):
             found = riemannian_cg(
                 objective.cost,
                 objective.gradient,
-                begin(z, k, self.eta, self.start, self.n_init, generator),
+                start,
                 PAIR,
                 iterations=self.max_iter,
                 gradient_tolerance=self.tol * len(z),
@@ -345,9 +345,8 @@ class GODS(OutlierMixin, Estimator):
 
 def _last_fall(costs: Sequence[float]) -> float:
     """By what share of its size the objective fell in the last tenth of the steps."""
-    if not costs:
-        return 0.0
-    before = costs[-1 - -(-len(costs) // 10)] if len(costs) > 1 else math.inf
+    steps = len(costs) - 1  # the first is the start's
+    before = costs[-1 - -(-steps // 10)]
     return abs(before - costs[-1]) / max(abs(costs[-1]), 1e-300)
 
 
