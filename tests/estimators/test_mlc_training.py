@@ -133,6 +133,16 @@ def test_more_clusters_than_one_membership_holds_are_refused_before_training():
         MLC("auto", candidates=(12,), max_samples=10).fit(X)
 
 
+@pytest.mark.bad_input
+def test_parameters_are_refused_before_a_fit_is_touched():
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    model = MLC(2, epochs=0, n_features=2, n_init=1).fit(X)
+    with pytest.raises(ValueError, match="eta must be finite and above 0"):
+        model.set_params(eta=-1.0).fit(X[:, :2])
+    assert model.n_features_in_ == 3
+    np.testing.assert_array_equal(model.predict(X), model.set_params(eta=0.175).predict(X))
+
+
 def test_a_whole_number_is_an_amount_of_noise():
     X = np.random.default_rng(0).normal(size=(20, 3))
     options = {"hidden": (4,), "ssl_epochs": 1, "epochs": 1, "n_features": 2, "n_init": 1}

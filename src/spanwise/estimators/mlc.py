@@ -18,7 +18,7 @@ from spanwise.estimators._mlc.cluster_rate import cluster_rate
 from spanwise.estimators._mlc.loss import MLCLoss
 from spanwise.estimators._mlc.metrics import cluster_bases
 from spanwise.estimators._mlc.network import Network, build
-from spanwise.estimators._mlc.parameters import Select, check_parameters
+from spanwise.estimators._mlc.parameters import Select, check_counts, check_parameters
 from spanwise.estimators._mlc.rates import coding_bits, coding_rate
 from spanwise.estimators._mlc.sinkhorn import Affinity, SinkhornProjection, affinity
 from spanwise.estimators._mlc.spectral import embedding, kmeans
@@ -202,10 +202,11 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
             X: Samples, `(n, p)`; pictures as rows that the encoder unflattens.
             y: Ignored.
         """
+        check_parameters(self)
         x, back = self._samples(X, reset=True, min_samples=2)
         together = min(len(x), self.max_samples)
         counts = self._counts(together)
-        check_parameters(self, counts, together)
+        check_counts(counts, together)
         if self.scaling == "standard":
             self.mean_, self.scale_ = back(x.mean(0)), back(column_scales(x))
         x = self._scaled(x)

@@ -11,27 +11,37 @@ from spanwise.estimators._mlc.spectral import check_clusters
 Select = Literal["coding_bits", "rate_reduction"]
 
 
-def check_parameters(given: Any, counts: Sequence[int], n: int) -> None:
-    """Refuse what is out of range, before anything is changed.
+def check_counts(counts: Sequence[int], n: int) -> None:
+    """Refuse numbers of clusters that the samples cannot have.
 
     Args:
-        given: The estimator.
-        counts: The numbers of clusters that it would try.
+        counts: Those that would be tried.
         n: Samples of one membership matrix.
 
     Raises:
-        ValueError: If a parameter is out of range.
-        TypeError: If `augment` is none of what it may be, or a number of clusters is not whole.
+        ValueError: If there are none, or one is out of range.
+        TypeError: If one is not whole.
     """
-    if given.n_clusters == "auto":
-        if not counts:
-            raise ValueError(
-                f"candidates must hold numbers up to n = {n}, the samples of one membership."
-            )
-    elif isinstance(given.n_clusters, str):
-        raise ValueError(f"n_clusters must be a number or 'auto', got {given.n_clusters!r}.")
+    if not counts:
+        raise ValueError(
+            f"candidates must hold numbers up to n = {n}, the samples of one membership."
+        )
     for count in counts:
         check_clusters(count, n)
+
+
+def check_parameters(given: Any) -> None:
+    """Refuse what is out of range whatever the samples are, before anything is changed.
+
+    Args:
+        given: The estimator.
+
+    Raises:
+        ValueError: If a parameter is out of range.
+        TypeError: If `augment` is none of what it may be.
+    """
+    if isinstance(given.n_clusters, str) and given.n_clusters != "auto":
+        raise ValueError(f"n_clusters must be a number or 'auto', got {given.n_clusters!r}.")
     for name, least in (
         ("views", 1), ("epochs", 0), ("batch_size", 2), ("patience", 1),
         ("max_samples", 2), ("n_init", 1),

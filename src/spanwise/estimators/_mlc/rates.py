@@ -12,7 +12,7 @@ from spanwise.linalg._arrays import matrix
 
 
 def coding_rate(Z: Float[Tensor, "*batch n d"], eps: float) -> Float[Tensor, "*batch"]:
-    """`R(Z) = 1/2 logdet(I + d / (n eps^2) Z'Z)`, in nats.
+    """`R(Z) = 1/2 logdet(I + d / (n eps^2) Z'Z)`, in nats a sample.
 
     At most `d/2 log(1 + 1/eps^2)` for rows of length 1, where `Z'Z = n/d I`. The half is that of
     all released code; the paper's formula leaves it out.
@@ -39,7 +39,7 @@ def rate_reduction(
     membership: Float[Tensor, "n k"] | Int[Tensor, " n"],
     eps: float,
 ) -> Float[Tensor, ""]:
-    """`R(Z) - R_c(Z, Gamma)`: what coding each cluster by itself saves, in nats a dimension.
+    """`R(Z) - R_c(Z, Gamma)`: what coding each cluster by itself saves, in nats a sample.
 
         R_c = sum_j t_j / (2 n) logdet(I + d / (t_j eps^2) Z' diag(Gamma_j) Z)
 
