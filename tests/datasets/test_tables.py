@@ -44,6 +44,14 @@ def test_columns_are_kept_apart_as_text_or_dropped(tmp_path):
     assert table.apart == {"id": ("a", "b"), "class": ("red", "blue")}
 
 
+def test_an_index_without_a_name_is_left_out_or_kept(tmp_path):
+    path = write(tmp_path / "a.csv", ",a,b\n7,1,2\n8,3,4\n")
+    dropped, kept = load_table(path, drop=[""]), load_table(path, apart=[""])
+    assert dropped.columns == kept.columns == ("a", "b")
+    assert dropped.values.tolist() == kept.values.tolist() == [[1, 2], [3, 4]]
+    assert kept.apart == {"": ("7", "8")}
+
+
 def test_quoted_cells_blank_lines_a_mark_of_utf8_and_gzip(tmp_path):
     text = '\ufeff"a, the first",b\r\n\r\n1,"2"\r\n'
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
@@ -98,6 +106,7 @@ def test_a_tensor_may_have_any_shape_but_no_table_has(tmp_path):
         ("a,b\n1,NA\n", r"line 2: column 'b' is 'NA'; fill it in"),
         ("a,b\n1,2,3\n", r"line 2: 3 cells, expected 2 as in the header"),
         ("a,a\n1,2\n", r"two columns are called 'a'"),
+        (",a\n0,1\n", r"has no name for column 1. If it is an index, leave it out .*--drop ''"),
         ("a,b\n", r"holds no numbers: 0 rows"),
         ("\n \n", r"blank lines only"),
         ("", r"is empty"),

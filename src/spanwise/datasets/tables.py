@@ -179,13 +179,20 @@ def _from_text(
     if not lines:
         raise ValueError(f"{path} is empty: it holds blank lines only.")
     header = None
-    if not any(_is_number(cell) or cell.lower() in MISSING for cell in lines[0][1]):
+    named = [cell for cell in lines[0][1] if cell]  # an index may have no name
+    if not any(_is_number(cell) or cell.lower() in MISSING for cell in named):
         header = lines.pop(0)[1]
     width = len(header or lines[0][1])
     names = tuple(header) if header else tuple(f"x{i}" for i in range(width))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ValueError(f"{path}: two columns are called {repeated!r}. Rename one of them.")
+    if "" in names and "" not in {*apart, *drop}:
+        raise ValueError(
+            f"{path}: the first line, taken for a header, has no name for column "
+            f"{names.index('') + 1}. If it is an index, leave it out (drop, --drop ''), else name "
+            "it."
+        )
     apart = _known(path, apart, drop, names, lenient)
     for number, cells in lines:
         if len(cells) != width:
