@@ -81,7 +81,8 @@ class ClusterOptions(TableOptions):
             raise ValueError(f"--most must be at least 2, got {self.most}.")
         asked = ("noise", "eta", "epochs", "features")
         given = [name for name in asked if getattr(self, name) is not None]
-        given += ["clusters"] if self.clusters != "auto" else []
+        usual = {"clusters": "auto", "most": 20, "scaling": "standard"}
+        given += [name for name, value in usual.items() if getattr(self, name) != value]
         if self.model is not None and given:
             raise ValueError(
                 f"{', '.join(f'--{name}' for name in given)} cannot be set with --model: it has "
