@@ -230,6 +230,23 @@ def test_orthogonal_components_are_eigenvectors():
         torch.testing.assert_close(got, w, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("m", [5, 6])
+def test_more_components_than_the_dimensions_that_they_span(m):
+    A = torch.tensor([[1.0, 0, 0.6], [0, 1, 0.8], [0, 0, 0], [0, 0, 0]], dtype=F64)
+    w = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    found_w, found, _ = symmetric_cp(build(A, w, m))
+    error, got, expected, _ = match(A, w, found_w, found)
+    assert error < 1e-12
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_components_that_are_not_unique_are_told():
+    """Three in a plane, order 4: every vector of the plane has its square in the range."""
+    A = torch.tensor([[1.0, 0, 0.6], [0, 1, 0.8], [0, 0, 0], [0, 0, 0]], dtype=F64)
+    with pytest.warns(ConvergenceWarning, match="those of T are not unique"):
+        symmetric_cp(build(A, torch.ones(3, dtype=F64), 4))
+
+
 @pytest.mark.parametrize("noise", [1e-6, 1e-3])
 def test_noise_costs_as_much_as_it_is_large(noise):
     A, w = unit(8, 6), torch.ones(6, dtype=F64)
@@ -253,7 +270,10 @@ def test_one_dimension_and_rank_one():
 def test_a_flattening_of_full_rank_may_be_forced():
     """Every power lies in its range: any components do that span as much."""
     T = build(unit(2, 5), torch.ones(5, dtype=F64), 4)
-    with pytest.warns(UserWarning, match="at most 1 generic"):
+    with (
+        pytest.warns(UserWarning, match="at most 1 generic"),
+        pytest.warns(ConvergenceWarning, match="those of T are not unique"),
+    ):
         w, _, info = symmetric_cp(T, 3, force=True)
     assert len(w) == 3
     assert info.fit.sub(1).abs().max() < 1e-10

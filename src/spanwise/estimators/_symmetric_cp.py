@@ -63,7 +63,7 @@ def symmetric_cp(
         NotImplementedError: If T is complex.
 
     Warns:
-        ConvergenceWarning: If a component is none, with its f.
+        ConvergenceWarning: If a component is none, with its f, or those of T are not unique.
 
     Sources:
         Kileel and Pereira, "Subspace power method for symmetric tensor decomposition", 2019,

@@ -172,7 +172,9 @@ def _by_pencil(left: Remaining, generator: torch.Generator) -> Float[Tensor, "d 
         (V @ mix) / space.scale.unsqueeze(-1), y.expand(-1, 2)
     )
     values, vectors = torch.linalg.eigh(first)
-    top = values.abs().argsort(descending=True)[:k]
+    size, top = values.abs().sort(descending=True)
+    # Components that span fewer dimensions than they are leave zeros, and nothing is over those.
+    top = top[:k][size[:k] > d * torch.finfo(V.dtype).eps * size[0]]
     basis, scaled = vectors[:, top], values[top]
     small = (basis.mT @ second @ basis) / scaled
     try:

@@ -1,5 +1,6 @@
 """From a spectrum to weights and components, in a canonical order and sign."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from spanwise.estimators._spm.ascent import Log
 from spanwise.estimators._spm.refine import Times, best_weights, refine
-from spanwise.estimators._spm.search import search, warn_unreached
+from spanwise.estimators._spm.search import convergence_warning, search, warn_unreached
 from spanwise.estimators._spm.spectrum import Spectrum, decompose
 from spanwise.linalg.symmetric import SymmetricSpace
 
@@ -101,7 +102,18 @@ def solve_flattening(
     def residual(w: Tensor, left: Tensor, right: Tensor) -> float:
         return float(torch.addmm(M, left * w, right.mT, alpha=-1).norm() / M.norm())
 
-    return solve_spectrum(spectrum, options, generator, residual, M.matmul, peak)
+    w, A, info = solve_spectrum(spectrum, options, generator, residual, M.matmul, peak)
+    size = spectrum.eigenvalues
+    cut = float(size[spectrum.rank :].norm() / size.norm())
+    if float(info.fit.min()) > 1 - 1e-10 and info.residual > 1e-6 + 2 * cut:
+        warnings.warn(
+            f"all {spectrum.rank} components lie in the flattening's range, but their sum is off "
+            f"by {info.residual:.2g} of T: those of T are not unique, as where several lie in one "
+            "plane. symmetric_btd finds the subspaces that they share.",
+            convergence_warning(),
+            stacklevel=3,
+        )
+    return w, A, info
 
 
 def solve_spectrum(
