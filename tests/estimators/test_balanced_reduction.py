@@ -66,6 +66,13 @@ class TestIdentities:
         np.testing.assert_allclose(found.predict(X[:, 0], 8), model.predict(X[:, 0], 8), atol=1e-6)
         np.testing.assert_allclose(found.eigenvalues_, [0.9, 0.81, 0.5], atol=1e-8)
 
+    def test_a_centred_dmd_keeps_its_constant(self):
+        angle = np.arange(60) / 5
+        X = np.stack([5 + np.sin(angle), 3 + np.cos(angle), 1 - np.sin(angle)], axis=1)
+        found = BalancedReduction(DMD(center=True), 3).fit(X)
+        assert np.abs(found.eigenvalues_ - 1).min() < 1e-10
+        np.testing.assert_allclose(found.predict(X[0], 59), X, atol=1e-10)
+
     def test_encoding_and_lifting_are_biorthogonal(self, over_specified):
         found = BalancedReduction(over_specified, 7, prefit=True).fit(oscillators())
         np.testing.assert_allclose(found.lift_.T @ found.encoder_, np.eye(7), atol=1e-8)

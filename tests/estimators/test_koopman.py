@@ -436,6 +436,11 @@ class TestBadInput:
         model.set_params(center=False).fit(X)
         np.testing.assert_allclose(model.eigenvalues_, [1.0], atol=1e-12)
 
+    def test_states_that_move_from_one_place_only_have_no_slope(self):
+        X = [np.array([[0.1, 0.3], [y, 1.0]]) for y in range(7)]
+        with pytest.raises(ValueError, match="all states with a successor are alike"):
+            DMD(center=True).fit(X)
+
     @pytest.mark.parametrize("model", [DMD(), EDMD(), KernelDMD()])
     def test_pairs_that_determine_the_step_exactly_are_told(self, model):
         with pytest.warns(UserWarning, match=r"1 pair\(s\) of successive.*Give more states, or"):

@@ -93,7 +93,14 @@ class DMD(LinearDynamics):
         before, after = x[rows], x[rows + 1]
         # Least squares with a constant term: both sides lose a mean of their own.
         start = before.mean(dim=0) if self.center else x.new_zeros(x.shape[1])
-        u, s, v = thin_svd(before - start)
+        moving = before - start
+        # A mean's rounding is no movement.
+        if self.center and float(moving.abs().max()) <= 1e-12 * float(held.states.abs().max()):
+            raise ValueError(
+                "all states with a successor are alike: beside a constant term nothing is left to "
+                "fit. Give more states, or center=False."
+            )
+        u, s, v = thin_svd(moving)
         kept = _rank(self.n_components, s, self.rank_tol)
         basis = v[:, :kept]
         self.singular_values_ = held.back(s)
