@@ -119,6 +119,14 @@ class TestLoss:
         two = lran_loss(x * grown[:, None], x_hat * grown[:, None], z, z_hat, **options)
         assert float(two.total) == pytest.approx(float(one.total), rel=1e-8)
 
+    def test_has_a_gradient_after_inference_mode_too(self):
+        x, x_hat, z, z_hat = tensors(T=6)
+        with torch.inference_mode():
+            lran_loss(x.clone(), x_hat.clone(), z.clone(), z_hat.clone(), delta=0.61)
+        z_hat.requires_grad_()
+        lran_loss(x, x_hat, z, z_hat, delta=0.61).total.backward()
+        assert bool(z_hat.grad.any())
+
     def test_elapsed_times_generalise_the_steps(self):
         steps = torch.arange(5, dtype=F64)
         one = lran_loss(*tensors(), delta=0.7)
@@ -369,6 +377,15 @@ class TestTraining:
         assert model.n_iter_ == 5  # 240 windows of 4 states, one pass of 50 each
         assert model.mean_.shape == (2,)
 
+    def test_partial_fit_takes_other_arrays_than_fit_and_new_options(self):
+        X = koopman_invariant(5, 8)
+        model = fitted(X.astype(np.float32), n_latent=2, max_steps=3)
+        model.set_params(clip=0.5, weight_decay=0.1).partial_fit(X, max_steps=2)
+        assert (model._optimizer.clip, model._optimizer.decay) == (0.5, 0.1)
+        model.partial_fit(torch.from_numpy(X), max_steps=2)
+        assert model.n_iter_ == len(model.loss_history_) == 7
+        assert model.weights_["step"].dtype == torch.float32
+
     def test_held_out_trajectories_end_the_training(self):
         rng = np.random.default_rng(0)
         X = rng.standard_normal((6, 12, 4))  # nothing to learn: only to remember
@@ -469,6 +486,16 @@ class TestTraining:
         assert all(torch.equal(before[name], held) for name, held in own.state_dict().items())
         assert model.transform(X[0]).shape == (9, 3)
         assert model.score(X) > -0.8
+
+    def test_a_module_with_a_step_of_its_own_keeps_it(self):
+        class Contracting(LRANModule):
+            def matrix(self):
+                return 0.9 * super().matrix()
+
+        held = module()
+        assert is_plain(held)
+        own = Contracting(held.encoder, held.decoder, 2)
+        assert not is_plain(own)
 
 
 class TestContinuousTime:

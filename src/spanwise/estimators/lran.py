@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
@@ -329,7 +328,7 @@ class LRAN(Dynamics):
         if not len(rows):
             rows, judges = held.split(0.0, self.horizon)
         windows = Windows(
-            scaled.to(where), None if elapsed is None else elapsed.to(where),
+            scaled.to(net.step), None if elapsed is None else elapsed.to(net.step),
             rows.to(where), judges.to(where),
         )  # fmt: skip
         plan = Plan(
@@ -345,9 +344,9 @@ class LRAN(Dynamics):
                 watch=lambda done, loss: line(done, f"loss {loss:.4g}"),
             )  # fmt: skip
         self.weights_ = {name: weight.detach() for name, weight in net.state_dict().items()}
-        fresh = held.back(history.losses.to(held.states.dtype))
-        join = torch.cat if isinstance(fresh, Tensor) else np.concatenate
-        self.loss_history_ = join([self.loss_history_, fresh])
+        earlier = torch.as_tensor(self.loss_history_).to(history.losses)
+        losses = torch.cat([earlier, history.losses])
+        self.loss_history_ = held.back(losses.to(held.states.dtype))
         self.n_iter_ += len(history.losses)
         self._settle()
         return history

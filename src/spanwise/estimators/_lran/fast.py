@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 def is_plain(module: LRANModule) -> bool:
     """Whether `HandGradient` and `FlatAdam` know the module."""
     return (
-        isinstance(module.encoder, ELULayers)
+        type(module) is LRANModule  # a subclass may step or forecast in its own way
+        and isinstance(module.encoder, ELULayers)
         and isinstance(module.decoder, ELULayers)
+        and module.encoder is not module.decoder
         and not module.continuous
         and all(p.requires_grad for p in module.parameters())
     )

@@ -98,6 +98,7 @@ def lran_loss(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # or what is kept from there could enter no gradient
 def step_weights(
     delta: float, steps: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, " T"]:

@@ -117,6 +117,7 @@ def stepping(
     By hand where the module allows it, else by autograd.
     """
     if isinstance(optimizer, FlatAdam):
+        optimizer.decay, optimizer.clip = plan.weight_decay, plan.clip
         optimizer.take(module, {id(p) for p in _decayed(module)})
         gradient = HandGradient(module, optimizer.parts, optimizer.slopes, plan, state_eps)
         later = torch.arange(plan.horizon, device=windows.states.device)[:, None]
@@ -129,6 +130,7 @@ def stepping(
         return by_hand, lambda: optimizer.give(module)
 
     parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer.param_groups[0]["weight_decay"] = plan.weight_decay
 
     def usual(rows: Tensor, rate: float) -> Tensor:
         for group in optimizer.param_groups:
