@@ -23,6 +23,7 @@ from spanwise.estimators._lran.training import (
     Plan,
     Windows,
     make_optimizer,
+    set_options,
     train,
 )
 from spanwise.estimators._progress import ProgressLine
@@ -338,6 +339,7 @@ class LRAN(Dynamics):
         )  # fmt: skip
         if self._optimizer is None:
             self._optimizer = make_optimizer(net, plan)
+        set_options(self._optimizer, plan)
         with ProgressLine(self.verbose, "LRAN step", steps) as line:
             history = train(
                 net, windows, plan, self._draws, self._optimizer,

@@ -100,6 +100,14 @@ def make_optimizer(module: LRANModule, plan: Plan) -> Optimizer:
     return torch.optim.AdamW(groups, lr=plan.lr, weight_decay=0.0, fused=True)
 
 
+def set_options(optimizer: Optimizer, plan: Plan) -> None:
+    """Go on with what the plan says now, and with the moments so far."""
+    if isinstance(optimizer, FlatAdam):
+        optimizer.decay, optimizer.clip = plan.weight_decay, plan.clip
+    else:
+        optimizer.param_groups[0]["weight_decay"] = plan.weight_decay
+
+
 def _decayed(module: LRANModule) -> list[nn.Parameter]:
     return [
         p
@@ -117,7 +125,6 @@ def stepping(
     By hand where the module allows it, else by autograd.
     """
     if isinstance(optimizer, FlatAdam):
-        optimizer.decay, optimizer.clip = plan.weight_decay, plan.clip
         optimizer.take(module, {id(p) for p in _decayed(module)})
         gradient = HandGradient(module, optimizer.parts, optimizer.slopes, plan, state_eps)
         later = torch.arange(plan.horizon, device=windows.states.device)[:, None]
@@ -130,7 +137,6 @@ def stepping(
         return by_hand, lambda: optimizer.give(module)
 
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer.param_groups[0]["weight_decay"] = plan.weight_decay
 
     def usual(rows: Tensor, rate: float) -> Tensor:
         for group in optimizer.param_groups:
