@@ -221,6 +221,20 @@ def test_a_seed_repeats_and_a_generator_goes_on():
         make_generator("seed")
 
 
+def test_a_generator_elsewhere_gives_a_seed(monkeypatch):
+    class Far(torch.Generator):
+        device = torch.device("cuda")
+
+    def draw(high, size, *, generator, device):
+        assert (high, size, device.type) == (2**63 - 1, (), "cuda")
+        return generator.seeds.pop(0)
+
+    far = Far()
+    far.seeds = [7, 8]
+    monkeypatch.setattr(torch, "randint", draw)
+    assert [first(far), first(far)] == [first(7), first(8)]
+
+
 def test_progress_is_told_by_tenths_and_only_if_asked(capsys):
     with ProgressLine(True, "Means step", 40) as line:
         for step in range(1, 41):

@@ -1,6 +1,7 @@
 """MLC as an estimator: curves become subspaces, seeds repeat, files hold it, errors are named."""
 
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -223,13 +224,15 @@ class TestEncoder:
         assert torch.equal(model.network_state_["trunk.0.weight"], encoder[0].weight)
         assert not torch.equal(model.network_state_["trunk.3.weight"], encoder[3].weight)
 
-    def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator(self):
-        X = samples().astype(np.float32)
-        torch.manual_seed(3)
-        state = torch.get_rng_state()
-        first = fitted(X, encoder=self.make(), random_state=1)
-        torch.set_rng_state(state)
-        again = fitted(X, encoder=self.make(), random_state=1)
+    def test_dropout_repeats_with_the_seed_and_leaves_the_global_generators(self):
+        X, encoder = samples().astype(np.float32), self.make()
+        state = torch.manual_seed(3).get_state()
+        with mock.patch("torch.cuda.manual_seed_all") as everywhere:
+            first = fitted(X, encoder=encoder, random_state=1)
+        assert not everywhere.called
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(4)
+        again = fitted(X, encoder=encoder, random_state=1)
         np.testing.assert_array_equal(first.transform(X), again.transform(X))
 
     def test_a_file_needs_the_module_again(self, tmp_path):
@@ -317,6 +320,7 @@ class TestBadInput:
         assert constant.std() > 0  # by rounding
         model = fitted(np.hstack([X, constant]), scaling="standard", epochs=0, ssl_epochs=0)
         assert model.scale_[-1] == 1
+        assert not hasattr(model.set_params(scaling=None).fit(X), "scale_")
 
     def test_membership_of_one_sample_is_refused(self):
         with pytest.raises(ValueError, match="at least 2 samples"):

@@ -30,14 +30,16 @@ def make_generator(random_state: Any) -> torch.Generator:
         random_state: An integer seeds a new generator, and fitting again repeats the result. None
             is seed 0: nothing here is random without saying so. A `torch.Generator`, a
             `numpy.random.Generator` or a `numpy.random.RandomState` is drawn from, and fitting
-            again goes on where it stopped.
+            again goes on where it stopped; one on another device gives a seed.
 
     Raises:
         TypeError: If it is none of these.
     """
     if isinstance(random_state, torch.Generator):
-        return random_state
-    if random_state is None:
+        if (device := random_state.device).type == "cpu":
+            return random_state
+        seed = int(torch.randint(2**63 - 1, (), generator=random_state, device=device))
+    elif random_state is None:
         seed = 0
     elif isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
         seed = int(random_state)

@@ -207,6 +207,8 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         together = min(len(x), self.max_samples)
         counts = self._counts(together)
         check_counts(counts, together)
+        for name in ("mean_", "scale_"):  # of an earlier fit
+            vars(self).pop(name, None)
         if self.scaling == "standard":
             self.mean_, self.scale_ = back(x.mean(0)), back(column_scales(x))
         x = self._scaled(x)
@@ -245,7 +247,10 @@ class MLC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Estim
         devices = [x.device] if x.is_cuda else []
         # An encoder's dropout draws from the global generators: they are lent a seed.
         with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch's own would reach every device
+            if x.is_cuda:
+                with torch.cuda.device(x.device):
+                    torch.cuda.manual_seed(seed)
             training.first(self._ssl_epochs(), self.ssl_lr, self.ssl_eps, self.ssl_weight)
             judge = self._judge(network, x[judged], seed)
             chosen = training.second(self.epochs, self.lr, judge, self.patience, self.tol)
