@@ -436,6 +436,14 @@ class TestBadInput:
         model.set_params(center=False).fit(X)
         np.testing.assert_allclose(model.eigenvalues_, [1.0], atol=1e-12)
 
+    @pytest.mark.parametrize("model", [DMD(center=True), EDMD(), KernelDMD()])
+    def test_a_fit_that_is_refused_leaves_the_one_before(self, model):
+        X = koopman_invariant(20, 10)
+        before = model.fit(X).predict(X[0, 0], 3)
+        with pytest.raises(ValueError, match="all states are zero"):
+            model.fit(np.zeros((4, 3)))
+        np.testing.assert_array_equal(model.predict(X[0, 0], 3), before)
+
     def test_states_that_move_from_one_place_only_have_no_slope(self):
         X = [np.array([[0.1, 0.3], [y, 1.0]]) for y in range(7)]
         with pytest.raises(ValueError, match="all states with a successor are alike"):

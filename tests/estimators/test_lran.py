@@ -441,6 +441,21 @@ class TestTraining:
         with pytest.raises(ConvergenceError, match=r"training diverged.*Lower lr"):
             fitted(X, n_latent=2, lr=1e30, clip=1e30, validation_fraction=0.0)
 
+    def test_training_that_fails_leaves_the_model_as_it_was(self):
+        X = koopman_invariant(5, 8)
+        model = fitted(X, n_latent=2, max_steps=5)
+        before = model.predict(X[0, 0], 3)
+        model.set_params(lr=1e200, max_steps=200)
+        with pytest.raises(ConvergenceError, match="training diverged"):
+            model.fit(X)
+        with pytest.raises(ConvergenceError, match="training diverged"):
+            model.partial_fit(X, max_steps=200)
+        with pytest.raises(ValueError, match="horizon"):
+            model.fit(np.ones((3, 2, 7)))
+        np.testing.assert_array_equal(model.predict(X[0, 0], 3), before)
+        model.set_params(lr=1e-3).partial_fit(X)
+        assert np.isfinite(model.predict(X[0, 0], 3)).all()
+
     def test_a_loss_that_diverges_on_the_way_is_told(self, monkeypatch):
         judged, looks = training._judged, []
 

@@ -3,8 +3,10 @@
 Row convention throughout: `z_{t+1} = z_t K`.
 """
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -247,6 +249,17 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
 
     def _horizon(self) -> int:
         return 10
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that is refused leaves the one before as it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def _read(self, X: Any, *, reset: bool = False) -> Trajectories:
         return read(X, self._axis, lambda rows, first: self._samples(rows, reset=reset and first))

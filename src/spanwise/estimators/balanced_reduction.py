@@ -94,33 +94,35 @@ class BalancedReduction(MetaEstimatorMixin, Dynamics):
             X: One trajectory `(T, n)`, a list of them, or `(trajectories, T, n)`.
             y: Ignored.
         """
-        self._check()
-        self.estimator_ = self.estimator if self.prefit else clone(self.estimator).fit(X)
-        check_is_fitted(self.estimator_)
-        held = self._read(X, reset=True)
-        expected = self.estimator_.n_features_in_
-        if held.states.shape[1] != expected:
-            raise ValueError(
-                f"X has {held.states.shape[1]} features, but the prefit estimator is expecting "
-                f"{expected} features as input."
-            )
-        x = held.states.double()
-        self.mean_ = held.back(x.mean(dim=0))
-        psi, matrix = self.estimator_._encode(x), self.estimator_._matrix().to(x)
-        decoder = like(self.estimator_.decoder_, x)
-        _, s, v = thin_svd(psi / len(psi) ** 0.5)
-        excited = v[:, s > 0] * s[s > 0]
-        seen = gramian_root(finite_gramian(matrix, decoder, self.horizon, self.decay))
-        found = balance(excited, seen, self.n_components)
-        self.hankel_singular_values_ = held.back(found.values)
-        self.encoder_ = held.back(found.encode.contiguous())
-        self.lift_ = held.back(found.lift.contiguous())
-        reduced = found.lift.mT @ matrix @ found.encode
-        self.koopman_matrix_, self.decoder_ = held.back(reduced), held.back(found.lift.mT @ decoder)
-        self._settle()
-        if self.reconstructor is not None:
-            z, states = self._pairs(held, psi @ found.encode, reduced)
-            self.reconstructor_ = clone(self.reconstructor).fit(held.back(z), held.back(states))
+        with self._all_or_nothing():
+            self._check()
+            self.estimator_ = self.estimator if self.prefit else clone(self.estimator).fit(X)
+            check_is_fitted(self.estimator_)
+            held = self._read(X, reset=True)
+            expected = self.estimator_.n_features_in_
+            if held.states.shape[1] != expected:
+                raise ValueError(
+                    f"X has {held.states.shape[1]} features, but the prefit estimator is expecting "
+                    f"{expected} features as input."
+                )
+            x = held.states.double()
+            self.mean_ = held.back(x.mean(dim=0))
+            psi, matrix = self.estimator_._encode(x), self.estimator_._matrix().to(x)
+            decoder = like(self.estimator_.decoder_, x)
+            _, s, v = thin_svd(psi / len(psi) ** 0.5)
+            excited = v[:, s > 0] * s[s > 0]
+            seen = gramian_root(finite_gramian(matrix, decoder, self.horizon, self.decay))
+            found = balance(excited, seen, self.n_components)
+            self.hankel_singular_values_ = held.back(found.values)
+            self.encoder_ = held.back(found.encode.contiguous())
+            self.lift_ = held.back(found.lift.contiguous())
+            reduced = found.lift.mT @ matrix @ found.encode
+            self.koopman_matrix_ = held.back(reduced)
+            self.decoder_ = held.back(found.lift.mT @ decoder)
+            self._settle()
+            if self.reconstructor is not None:
+                z, states = self._pairs(held, psi @ found.encode, reduced)
+                self.reconstructor_ = clone(self.reconstructor).fit(held.back(z), held.back(states))
         return self
 
     @override

@@ -88,32 +88,33 @@ class DMD(LinearDynamics):
             X: One trajectory `(T, n)`, a list of them, or `(trajectories, T, n)`.
             y: Ignored.
         """
-        check_tolerance(self.rank_tol)
-        held, x, rows = self._begin(X)
-        before, after = x[rows], x[rows + 1]
-        # Least squares with a constant term: both sides lose a mean of their own.
-        start = before.mean(dim=0) if self.center else x.new_zeros(x.shape[1])
-        moving = before - start
-        # A mean's rounding is no movement.
-        if self.center and float(moving.abs().max()) <= 1e-12 * float(held.states.abs().max()):
-            raise ValueError(
-                "all states with a successor are alike: beside a constant term nothing is left to "
-                "fit. Give more states, or center=False."
-            )
-        u, s, v = thin_svd(moving)
-        kept = _rank(self.n_components, s, self.rank_tol)
-        basis = v[:, :kept]
-        self.singular_values_ = held.back(s)
-        moved = after @ basis
-        matrix = (u[:, :kept].mT @ moved) / s[:kept, None]
-        decoder = basis.mT
-        if self.center:
-            inside = start @ basis
-            constant = moved.mean(dim=0) - inside @ matrix
-            matrix = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
-            matrix[-1, :-1], matrix[-1, -1] = constant, 1.0
-            decoder = torch.cat([decoder, (start - inside @ basis.mT)[None]])
-        self._finish(held, len(rows), matrix, decoder, "lower n_components")
+        with self._all_or_nothing():
+            check_tolerance(self.rank_tol)
+            held, x, rows = self._begin(X)
+            before, after = x[rows], x[rows + 1]
+            # Least squares with a constant term: both sides lose a mean of their own.
+            start = before.mean(dim=0) if self.center else x.new_zeros(x.shape[1])
+            moving = before - start
+            # A mean's rounding is no movement.
+            if self.center and float(moving.abs().max()) <= 1e-12 * float(held.states.abs().max()):
+                raise ValueError(
+                    "all states with a successor are alike: beside a constant term nothing is left "
+                    "to fit. Give more states, or center=False."
+                )
+            u, s, v = thin_svd(moving)
+            kept = _rank(self.n_components, s, self.rank_tol)
+            basis = v[:, :kept]
+            self.singular_values_ = held.back(s)
+            moved = after @ basis
+            matrix = (u[:, :kept].mT @ moved) / s[:kept, None]
+            decoder = basis.mT
+            if self.center:
+                inside = start @ basis
+                constant = moved.mean(dim=0) - inside @ matrix
+                matrix = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
+                matrix[-1, :-1], matrix[-1, -1] = constant, 1.0
+                decoder = torch.cat([decoder, (start - inside @ basis.mT)[None]])
+            self._finish(held, len(rows), matrix, decoder, "lower n_components")
         return self
 
     @override
@@ -189,31 +190,32 @@ class EDMD(LinearDynamics):
             X: One trajectory `(T, n)`, a list of them, or `(trajectories, T, n)`.
             y: Ignored.
         """
-        check_tolerance(self.rank_tol)
-        known = ("identity", "polynomial", "thin_plate")
-        if self.observables not in known and not callable(self.observables):
-            raise ValueError(
-                f"observables must be one of {', '.join(map(repr, known))} or a function, got "
-                f"{self.observables!r}."
-            )
-        for name in ("degree", "n_centers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        held, x, rows = self._begin(X)
-        if self.observables == "polynomial":
-            count = monomial_count(x.shape[1], self.degree)
-            if count > MOST_OBSERVABLES:
+        with self._all_or_nothing():
+            check_tolerance(self.rank_tol)
+            known = ("identity", "polynomial", "thin_plate")
+            if self.observables not in known and not callable(self.observables):
                 raise ValueError(
-                    f"degree = {self.degree} in {x.shape[1]} variables has {count} monomials. "
-                    "Lower degree, reduce the state, or use KernelDMD with a polynomial kernel."
+                    f"observables must be one of {', '.join(map(repr, known))} or a function, got "
+                    f"{self.observables!r}."
                 )
-        if self.observables == "thin_plate":
-            chosen = torch.randperm(len(x), generator=make_generator(self.random_state))
-            self.centers_ = held.back(x[chosen[: self.n_centers].to(x.device)])
-        psi = self._features(x)
-        matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol)
-        decoder = least_squares(psi, x, self.rank_tol)
-        self._finish(held, len(rows), matrix, decoder, "take fewer observables")
+            for name in ("degree", "n_centers"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            held, x, rows = self._begin(X)
+            if self.observables == "polynomial":
+                count = monomial_count(x.shape[1], self.degree)
+                if count > MOST_OBSERVABLES:
+                    raise ValueError(
+                        f"degree = {self.degree} in {x.shape[1]} variables has {count} monomials. "
+                        "Lower degree, reduce the state, or use KernelDMD with a polynomial kernel."
+                    )
+            if self.observables == "thin_plate":
+                chosen = torch.randperm(len(x), generator=make_generator(self.random_state))
+                self.centers_ = held.back(x[chosen[: self.n_centers].to(x.device)])
+            psi = self._features(x)
+            matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol)
+            decoder = least_squares(psi, x, self.rank_tol)
+            self._finish(held, len(rows), matrix, decoder, "take fewer observables")
         return self
 
     @override
@@ -310,23 +312,24 @@ class KernelDMD(LinearDynamics):
             X: One trajectory `(T, n)`, a list of them, or `(trajectories, T, n)`.
             y: Ignored.
         """
-        self._check()
-        held, x, rows = self._begin(X)
-        if self.gamma is not None:
-            self.gamma_ = float(self.gamma)
-        else:
-            self.gamma_ = default_gamma(x) if self.kernel == "rbf" else 1.0
-        kernel = self._kernel()
-        landmarks = choose_landmarks(kernel, x[rows], self.max_landmarks)
-        whole = kernel(x, landmarks)  # once for x and y: most states are both
-        own = whole[rows] if len(landmarks) == len(rows) else kernel(landmarks, landmarks)
-        projector = whitener(own, self.rank_tol, self.n_components)
-        self.landmarks_ = held.back(landmarks.contiguous())
-        self.projector_ = held.back(projector.contiguous())
-        psi = whole @ projector
-        matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol**0.5)
-        decoder = least_squares(psi[rows], x[rows], self.rank_tol**0.5)
-        self._finish(held, len(rows), matrix, decoder, "lower n_components, or raise rank_tol")
+        with self._all_or_nothing():
+            self._check()
+            held, x, rows = self._begin(X)
+            if self.gamma is not None:
+                self.gamma_ = float(self.gamma)
+            else:
+                self.gamma_ = default_gamma(x) if self.kernel == "rbf" else 1.0
+            kernel = self._kernel()
+            landmarks = choose_landmarks(kernel, x[rows], self.max_landmarks)
+            whole = kernel(x, landmarks)  # once for x and y: most states are both
+            own = whole[rows] if len(landmarks) == len(rows) else kernel(landmarks, landmarks)
+            projector = whitener(own, self.rank_tol, self.n_components)
+            self.landmarks_ = held.back(landmarks.contiguous())
+            self.projector_ = held.back(projector.contiguous())
+            psi = whole @ projector
+            matrix = step_matrix(psi[rows], psi[rows + 1], self.rank_tol**0.5)
+            decoder = least_squares(psi[rows], x[rows], self.rank_tol**0.5)
+            self._finish(held, len(rows), matrix, decoder, "lower n_components, or raise rank_tol")
         return self
 
     def _kernel(self) -> KernelOptions:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import override
 
+from spanwise.errors import ConvergenceError
 from spanwise.estimators._arrays import make_generator
 from spanwise.estimators._dynamics import Dynamics, check_common, check_count
 from spanwise.estimators._lran.loss import check_loss_options
@@ -164,20 +165,22 @@ class LRAN(Dynamics):
                 diverged on the way.
             UserWarning: If n_latent exceeds n, or there is hardly a window to learn from.
         """
-        self._check()
-        held = self._read(X, reset=True)
-        elapsed = self._elapsed(held, times)
-        self._check_windows(held)
-        self._start(held)
-        count = len(held.windows(self.horizon))
-        if count < FEW_WINDOWS:
-            warnings.warn(
-                f"X has {count} window(s) of horizon = {self.horizon} states: a network learns "
-                "them by heart, and its forecasts mean little. Give longer or more trajectories.",
-                UserWarning,
-                stacklevel=2,
-            )
-        history = self._train(held, elapsed, self.max_steps, one_cycle=True)
+        with self._all_or_nothing():
+            self._check()
+            held = self._read(X, reset=True)
+            elapsed = self._elapsed(held, times)
+            self._check_windows(held)
+            self._start(held)
+            count = len(held.windows(self.horizon))
+            if count < FEW_WINDOWS:
+                warnings.warn(
+                    f"X has {count} window(s) of horizon = {self.horizon} states: a network learns "
+                    "them by heart, and its forecasts mean little. Give longer or more "
+                    "trajectories.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            history = self._train(held, elapsed, self.max_steps, one_cycle=True)
         looks = torch.tensor(history.held_out, dtype=held.states.dtype).view(-1, 2)
         self.validation_history_ = held.back(looks)
         if history.diverged:
@@ -341,10 +344,14 @@ class LRAN(Dynamics):
             self._optimizer = make_optimizer(net, plan)
         set_options(self._optimizer, plan)
         with ProgressLine(self.verbose, "LRAN step", steps) as line:
-            history = train(
-                net, windows, plan, self._draws, self._optimizer,
-                watch=lambda done, loss: line(done, f"loss {loss:.4g}"),
-            )  # fmt: skip
+            try:
+                history = train(
+                    net, windows, plan, self._draws, self._optimizer,
+                    watch=lambda done, loss: line(done, f"loss {loss:.4g}"),
+                )  # fmt: skip
+            except ConvergenceError:
+                self._optimizer = None  # its moments are no numbers either
+                raise
         self.weights_ = {name: weight.detach() for name, weight in net.state_dict().items()}
         earlier = torch.as_tensor(self.loss_history_).to(history.losses)
         losses = torch.cat([earlier, history.losses])

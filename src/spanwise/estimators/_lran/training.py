@@ -179,13 +179,15 @@ def train(
     where the loss is no number; the weights are then those of an earlier look.
 
     Raises:
-        ConvergenceError: If the loss is not finite and no earlier weights are.
+        ConvergenceError: If the loss is not finite and no earlier weights are; the weights are
+            then those before.
     """
     optimizer = optimizer or make_optimizer(module, plan)
     state_eps = plan.eps * float(windows.states.square().sum(1).mean())
     history = History(torch.zeros(plan.steps, dtype=torch.float64, device=windows.states.device))
     judges = _spread(windows.held_out, JUDGES)
     best, kept, waited = math.inf, None, 0
+    start = {name: held.clone() for name, held in module.state_dict().items()}
     advance, update = stepping(module, windows, plan, optimizer, state_eps)
     for step, rows in enumerate(batches(windows.train, plan, generator)):
         factor = one_cycle(step / plan.steps) if plan.one_cycle else 1.0
@@ -214,6 +216,7 @@ def train(
             history.losses = history.losses[: step + 1]
             break
     if kept is None:
+        module.load_state_dict(start)
         raise ConvergenceError(
             f"training diverged: the loss is not finite. Lower lr = {plan.lr}, or clip",
             steps=len(history.losses), residual=math.nan,
