@@ -69,6 +69,24 @@ def test_rows_of_a_trained_membership_sum_to_one_not_to_one_nth():
     assert abs(wrong - part) > 0.5 * part
 
 
+def test_autocast_does_not_reach_determinants_nor_the_membership():
+    # Its products in bfloat16 are off by a thousandth, and sums of the membership with them.
+    Z = normalize(draw(24, 5).float(), dim=1)
+    K = (Z @ Z.mT).abs()
+
+    def all_parts():
+        z, k = Z.clone().requires_grad_(), K.clone().requires_grad_()
+        G = SinkhornProjection(0.2)(k)
+        loss = MLCLoss(0.3)(z, G)
+        loss.backward()
+        return loss.detach(), G.detach(), k.grad, rate_reduction(Z, G.detach(), 0.3)
+
+    plain = all_parts()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = all_parts()
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
 def test_a_bad_start_is_sharpened_not_mended():
     # Two lines; a start whose features see only what both share.
     sides = torch.arange(2).repeat_interleave(20)

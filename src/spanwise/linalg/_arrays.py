@@ -1,11 +1,20 @@
 """Checks, dtypes, signs and random draws that the modules of linalg share."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Within the body, autocast leaves products on the device of `x` as they are."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

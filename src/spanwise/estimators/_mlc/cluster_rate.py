@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from spanwise.estimators._mlc.packed import Layout
+from spanwise.linalg._arrays import full_precision
 
 BLOCK = 2**24
 """Numbers that a temporary may hold: 64 MiB in float32."""
@@ -57,7 +58,8 @@ def cluster_rate(
         entries = membership.gather(0, kept)
         lost = membership.sum(0) / entries.sum(0).clamp(min=torch.finfo(Z.dtype).tiny)
         membership = torch.zeros_like(membership).scatter(0, kept, entries * lost)
-    found: Tensor = function.apply(Z, membership, eps, rows)
+    with full_precision(Z):
+        found: Tensor = function.apply(Z, membership, eps, rows)
     return found * scale
 
 

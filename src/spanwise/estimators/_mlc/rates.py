@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spanwise.estimators._mlc.cluster_rate import cluster_rate
-from spanwise.linalg._arrays import matrix
+from spanwise.linalg._arrays import full_precision, matrix
 
 
 def coding_rate(Z: Float[Tensor, "*batch n d"], eps: float) -> Float[Tensor, "*batch"]:
@@ -30,8 +30,9 @@ def coding_rate(Z: Float[Tensor, "*batch n d"], eps: float) -> Float[Tensor, "*b
     """
     Z = checked(Z, eps)
     n, d = Z.shape[-2:]
-    gram = Z.mT @ Z if d <= n else Z @ Z.mT
-    return logdet_one_plus(gram * (d / (n * eps**2))) / 2
+    with full_precision(Z):
+        gram = Z.mT @ Z if d <= n else Z @ Z.mT
+        return logdet_one_plus(gram * (d / (n * eps**2))) / 2
 
 
 def rate_reduction(

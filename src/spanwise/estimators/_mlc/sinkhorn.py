@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from spanwise.linalg import conjugate_gradient, psd_solve, sinkhorn
-from spanwise.linalg._arrays import matrix
+from spanwise.linalg._arrays import full_precision, matrix
 
 Gradient = Literal["implicit", "unrolled", "truncated"]
 Affinity = Literal["abs", "linear"]
@@ -76,7 +76,8 @@ class SinkhornProjection(nn.Module):
             raise ValueError(f"K must be finite numbers of at least one sample, it holds {held}.")
         if self.grad != "implicit":
             return self._by_steps(K / self.eta)
-        plan, error, steps = _Implicit.apply(K, self)
+        with full_precision(K):
+            plan, error, steps = _Implicit.apply(K, self)
         if error > 10 * max(self.tol, 8 * torch.finfo(K.dtype).eps):
             warnings.warn(
                 f"the membership did not converge in n_iter = {steps} half-steps: a row or column "
@@ -144,18 +145,21 @@ class _Implicit(torch.autograd.Function):
     @override
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
         (plan,) = ctx.saved_tensors
-        S = (grad_outputs[0] * plan).div_(ctx.eta)
-        if ctx.symmetric:
-            # The derivative along symmetric changes, the only ones that keep K symmetric.
-            S = (S + S.mT).mul_(0.5)
-            lam = mu = _half(plan, S.sum(1))
-        else:
-            rows, columns = S.sum(1), S.sum(0)
-            system = (plan.mT @ plan).neg_()
-            system.diagonal().add_(1)
-            mu = psd_solve((system + system.mT) / 2, (columns - plan.mT @ rows)[:, None]).x[:, 0]
-            lam = rows - plan @ mu
-        return S.addcmul_(plan, lam[:, None] + mu, value=-1), None
+        with full_precision(plan):
+            S = (grad_outputs[0] * plan).div_(ctx.eta)
+            if ctx.symmetric:
+                # The derivative along symmetric changes, the only ones that keep K symmetric.
+                S = (S + S.mT).mul_(0.5)
+                lam = mu = _half(plan, S.sum(1))
+            else:
+                rows, columns = S.sum(1), S.sum(0)
+                system = (plan.mT @ plan).neg_()
+                system.diagonal().add_(1)
+                mu = psd_solve((system + system.mT) / 2, (columns - plan.mT @ rows)[:, None]).x[
+                    :, 0
+                ]
+                lam = rows - plan @ mu
+            return S.addcmul_(plan, lam[:, None] + mu, value=-1), None
 
 
 def _half(plan: Float[Tensor, "n n"], sums: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
