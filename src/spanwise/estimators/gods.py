@@ -344,10 +344,10 @@ class GODS(OutlierMixin, Estimator):
 
 
 def _last_fall(costs: Sequence[float]) -> float:
-    """By what share of its size the objective fell in the last tenth of the steps."""
+    """By what share the objective fell in the last tenth of the steps."""
     steps = len(costs) - 1  # the first is the start's
     before = costs[-1 - -(-steps // 10)]
-    return abs(before - costs[-1]) / max(abs(costs[-1]), 1e-300)
+    return (before - costs[-1]) / max(before, 1e-300)
 
 
 def _like(held: Any, x: Tensor) -> Tensor:
