@@ -267,6 +267,15 @@ def test_one_dimension_and_rank_one():
     np.testing.assert_allclose(w, [2.0], atol=1e-12)
 
 
+def test_integers_are_decomposed_in_float64():
+    T = np.zeros((3, 3, 3), dtype=np.int32)
+    T[0, 0, 0], T[1, 1, 1] = 2, -5
+    w, A, _ = symmetric_cp(T)
+    assert w.dtype == np.float64
+    np.testing.assert_allclose(w, [-5, 2], atol=1e-12)
+    np.testing.assert_allclose(A, np.eye(3)[:, [1, 0]], atol=1e-12)
+
+
 def test_a_flattening_of_full_rank_may_be_forced():
     """Every power lies in its range: any components do that span as much."""
     T = build(unit(2, 5), torch.ones(5, dtype=F64), 4)
@@ -537,3 +546,12 @@ class TestContract(EstimatorSuite):
 
     def answers(self, model, X):
         return {"components": model.components_, "weights": model.weights_}
+
+
+def test_a_verbose_search_tells_the_components_found(capsys):
+    T = build(unit(5, 7), torch.linspace(1, 2, 7, dtype=F64), 4)
+    symmetric_cp(T)
+    assert capsys.readouterr().err == ""
+    model = SubspacePowerMethod(verbose=True).fit(T.numpy())
+    assert model.rank_ == 7
+    assert "component 7/7" in capsys.readouterr().err

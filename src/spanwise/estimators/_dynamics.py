@@ -182,6 +182,8 @@ class Dynamics(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
     def modes(self, x: Any = None) -> Any:
         """What each eigenfunction adds to the state, complex `(n, d)`: x ~ sum_k phi_k modes_k.
 
+        Of a centred model they add up to the state less `mean_`.
+
         Args:
             x: The state `(n,)` at which a nonlinear decoder is linearised; None: the mean state.
         """
