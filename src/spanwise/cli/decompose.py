@@ -106,7 +106,7 @@ def run(options: DecomposeOptions, terminal: Terminal) -> None:
         _scree_only(options, path, given, order, is_tensor, terminal)
         return
     with naming_flags(FLAGS):
-        model = _fitted(options, given, order, is_tensor)
+        model = _fitted(options, given, order, is_tensor, verbose=not terminal.quiet)
     weights, components = as_array(model.weights_), as_array(model.components_)
     summary = {
         "what": _what(options, order, is_tensor),
@@ -181,7 +181,7 @@ def _is_symmetric(array: "np.ndarray") -> bool:
 
 
 def _fitted(
-    options: DecomposeOptions, given: Any, order: int, is_tensor: bool
+    options: DecomposeOptions, given: Any, order: int, is_tensor: bool, *, verbose: bool
 ) -> "SubspacePowerMethod":
     from spanwise.estimators import SubspacePowerMethod
 
@@ -195,6 +195,7 @@ def _fitted(
         symmetrize=options.symmetrize,
         force=options.force,
         random_state=options.seed,
+        verbose=verbose,
     )
     if is_tensor:
         return model.fit(given)

@@ -38,6 +38,7 @@ class SubspacePowerMethod(Estimator):
         symmetrize: Whether `fit` decomposes the nearest symmetric tensor.
         force: Warn about a rank above the bound, instead of refusing it.
         random_state: None is seed 0; an integer, or a generator of torch or numpy.
+        verbose: Whether to tell the number of components found so far, on stderr.
 
     Attributes:
         weights_: `(r,)`, largest magnitude first.
@@ -65,6 +66,7 @@ class SubspacePowerMethod(Estimator):
         symmetrize: bool = False,
         force: bool = False,
         random_state: Any = None,
+        verbose: bool = False,
     ) -> None:
         self.order = order
         self.rank = rank
@@ -76,6 +78,7 @@ class SubspacePowerMethod(Estimator):
         self.symmetrize = symmetrize
         self.force = force
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, T: Any, y: Any = None) -> "SubspacePowerMethod":
         """Decompose the tensor `T`, m axes of length d; `y` is ignored.
@@ -94,6 +97,7 @@ class SubspacePowerMethod(Estimator):
             symmetrize=self.symmetrize,
             force=self.force,
             random_state=self.random_state,
+            verbose=self.verbose,
         )
         order = T.ndim if hasattr(T, "ndim") else len(_shape(T))
         return self._keep(weights, factor, info, order, 0.0)
@@ -142,7 +146,7 @@ class SubspacePowerMethod(Estimator):
         check_terms(self.order, cumulant, noise_variance)
         options = Options(
             component_tol=self.component_tol, max_iter=self.max_iter, n_tries=self.n_tries,
-            refine=self.refine,
+            refine=self.refine, verbose=self.verbose,
         )  # fmt: skip
         samples, back = self._samples(X, reset=True)
         d, order, dtype = samples.shape[1], self.order, samples.dtype

@@ -27,6 +27,7 @@ def symmetric_cp(
     symmetrize: bool = False,
     force: bool = False,
     random_state: Any = None,
+    verbose: bool = False,
 ) -> tuple[Any, Any, SymmetricCPInfo]:
     """Decompose a symmetric tensor, T = sum_i w_i a_i x ... x a_i with unit a_i.
 
@@ -51,6 +52,7 @@ def symmetric_cp(
         symmetrize: Decompose the nearest symmetric tensor, instead of refusing others.
         force: Warn about a rank above the bound, instead of refusing it.
         random_state: Seed of the starts, see `make_generator`; None is 0.
+        verbose: Whether to tell the number of components found so far, on stderr.
 
     Returns:
         `(weights, factor, info)`: `(r,)`, largest magnitude first and of either sign for even m
@@ -71,7 +73,11 @@ def symmetric_cp(
         method for tensor decomposition", 2021.
     """
     options = Options(
-        component_tol=component_tol, max_iter=max_iter, n_tries=n_tries, refine=refine
+        component_tol=component_tol,
+        max_iter=max_iter,
+        n_tries=n_tries,
+        refine=refine,
+        verbose=verbose,
     )
     tensor, dtype = checked_tensor(T, symmetrize)
     generator = make_generator(random_state)

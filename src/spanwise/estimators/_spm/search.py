@@ -1,6 +1,7 @@
 """Finding components: power steps from many starts at once, Gauss-Newton, and taking out."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ def search(
     n_tries: int,
     tol: float,
     log: Log,
+    found_so_far: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "d r"]:
     """Unit vectors a_i with a_i^n in the range of V, one for each of its dimensions.
 
@@ -41,6 +43,7 @@ def search(
         n_tries: Rounds without a component until the best point is taken with a warning.
         tol: 1 - f up to which a point counts, where none is exact.
         log: Is written to.
+        found_so_far: Is told how many components there are after every round that found some.
     """
     left = Remaining(spectrum)
     whole = left.coarse(), left.objective()
@@ -74,6 +77,8 @@ def search(
             taken = left.take_out(chosen)
         tries, best = 0, None
         found.append(taken)
+        if found_so_far is not None:
+            found_so_far(spectrum.rank - left.count)
     d = spectrum.rows.d
     return torch.cat(found, dim=1) if found else spectrum.V.new_zeros(d, 0)
 

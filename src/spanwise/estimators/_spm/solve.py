@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spanwise.estimators._progress import ProgressLine
 from spanwise.estimators._spm.ascent import Log
 from spanwise.estimators._spm.refine import Times, best_weights, refine
 from spanwise.estimators._spm.search import convergence_warning, search, warn_unreached
@@ -31,6 +32,8 @@ class Options:
     """Batches of starts without a component, after which the best point is taken."""
     refine: int = 0
     """Steps of least squares on the whole tensor afterwards, at most."""
+    verbose: bool = False
+    """Whether the number of components found is told on stderr."""
 
     def __post_init__(self) -> None:
         if not 0 < self.component_tol < 1:
@@ -162,14 +165,16 @@ def _solve(
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"], Log]:
     """Weights and unit components, and what was done."""
     log = Log()
-    A = search(
-        spectrum,
-        generator=generator,
-        max_iter=options.max_iter,
-        n_tries=options.n_tries,
-        tol=options.component_tol,
-        log=log,
-    )
+    with ProgressLine(options.verbose, "component", spectrum.rank) as line:
+        A = search(
+            spectrum,
+            generator=generator,
+            max_iter=options.max_iter,
+            n_tries=options.n_tries,
+            tol=options.component_tol,
+            log=log,
+            found_so_far=line,
+        )
     if not A.shape[1]:
         return A.new_zeros(0), A, log
     warn_unreached(log, options.component_tol, A.shape[1])
