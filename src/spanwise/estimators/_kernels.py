@@ -32,9 +32,11 @@ def gram(
     if kernel == "linear":
         return a @ b.mT
     if kernel == "rbf":
-        # Of data far from zero cdist loses the differences: it expands squares.
+        # Farther from zero than it is wide, data loses its differences: cdist expands squares.
         middle = b.mean(dim=0)
-        return torch.cdist(a - middle, b - middle).square_().mul_(-gamma).exp_()
+        if bool(middle.square().sum() > b.var(dim=0, correction=0).sum()):
+            a, b = a - middle, b - middle
+        return torch.cdist(a, b).square_().mul_(-gamma).exp_()
     assert callable(kernel)  # the estimators' checks have seen to it
     found = torch.as_tensor(kernel(a.cpu().numpy(), b.cpu().numpy())).to(a)
     if found.shape != (len(a), len(b)):
