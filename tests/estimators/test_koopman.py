@@ -321,6 +321,11 @@ class TestForecasts:
         np.testing.assert_allclose(model.forecast(X, 2), [ahead, ahead @ A + c], atol=1e-10)
         np.testing.assert_allclose(model.inverse_transform(model.transform(X)), X, atol=1e-12)
 
+    def test_an_rbf_kernel_does_not_feel_where_zero_is(self):
+        X = koopman_invariant(20, 8)
+        here, there = (KernelDMD(rank_tol=1e-4).fit(X + far) for far in (0.0, 1e5))
+        np.testing.assert_allclose(here.eigenvalues_[:8], there.eigenvalues_[:8], atol=1e-6)
+
     def test_centering_follows_a_drift(self):
         X = np.arange(9.0)[:, None] * np.array([[1.0, -2.0]]) + 3
         expected = np.arange(9.0, 12.0)[:, None] * np.array([[1.0, -2.0]]) + 3

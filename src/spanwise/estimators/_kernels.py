@@ -32,10 +32,7 @@ def gram(
     if kernel == "linear":
         return a @ b.mT
     if kernel == "rbf":
-        # Farther from zero than it is wide, data loses its differences: cdist expands squares.
-        middle = b.mean(dim=0)
-        if bool(middle.square().sum() > b.var(dim=0, correction=0).sum()):
-            a, b = a - middle, b - middle
+        a, b = nearer_zero(a, b)
         return torch.cdist(a, b).square_().mul_(-gamma).exp_()
     assert callable(kernel)  # the estimators' checks have seen to it
     found = torch.as_tensor(kernel(a.cpu().numpy(), b.cpu().numpy())).to(a)
@@ -45,6 +42,19 @@ def gram(
             f"{tuple(found.shape)}."
         )
     return found
+
+
+def nearer_zero(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Both less the mean of `b`, where that is farther from zero than `b` is wide.
+
+    There distances by expanded squares would lose the differences.
+    """
+    middle = b.mean(dim=0)
+    if bool(middle.square().sum() > b.var(dim=0, correction=0).sum()):
+        return a - middle, b - middle
+    return a, b
 
 
 def kernel_map(matrix: Float[Tensor, "m m"], n_components: float | None) -> Float[Tensor, "m r"]:

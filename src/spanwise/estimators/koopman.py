@@ -99,7 +99,7 @@ class DMD(LinearDynamics):
             if self.center and float(moving.abs().max()) <= 1e-12 * float(held.states.abs().max()):
                 raise ValueError(
                     "all states with a successor are alike: beside a constant term nothing is left "
-                    "to fit. Give more states, or center=False."
+                    "to fit. Give more states."
                 )
             u, s, v = thin_svd(moving)
             kept = _rank(self.n_components, s, self.rank_tol)

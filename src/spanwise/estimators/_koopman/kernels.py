@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spanwise.estimators._kernels import gram
+from spanwise.estimators._kernels import gram, nearer_zero
 from spanwise.linalg.nystrom import pivoted_cholesky
 from spanwise.linalg.psd import psd_eigh
 
@@ -27,7 +27,8 @@ class KernelOptions(NamedTuple):
         if self.kernel == "polynomial":
             return (a @ b.mT).mul_(self.gamma).add_(self.coef0).pow_(self.degree)
         if self.kernel == "rbf":
-            # By products: distances to rounding of the squares, which exp does not feel.
+            # By products: distances to rounding of the squares, which exp does not feel near zero.
+            a, b = nearer_zero(a, b)
             squares = (a.square().sum(1, keepdim=True), b.square().sum(1))
             distances = torch.addmm(squares[1].expand(len(a), -1), a, b.mT, alpha=-2)
             return distances.add_(squares[0]).clamp_(min=0).mul_(-self.gamma).exp_()
