@@ -73,6 +73,7 @@ def test_json_alone_on_stdout_and_progress_elsewhere(table, capsys):
     [
         (["--clusters", "1"], "--clusters must be auto or at least 2"),
         (["--most", "1"], "--most must be at least 2"),
+        (["--clusters", "5", "--most", "9"], "--most is for --clusters auto"),
         (["--model", "m.safetensors", "--eta", "0.2"], "--eta cannot be set with --model"),
         (["--model", "m.safetensors", "--scaling", "none"], "--scaling cannot be set with --model"),
         (["--drop", "name", "kind", "--eta", "-1"], "--eta must be"),

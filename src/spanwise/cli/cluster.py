@@ -88,6 +88,8 @@ class ClusterOptions(TableOptions):
                 f"{', '.join(f'--{name}' for name in given)} cannot be set with --model: it has "
                 "learned already. Leave --model out to learn anew."
             )
+        if self.clusters != "auto" and self.most != usual["most"]:
+            raise ValueError("--most is for --clusters auto: leave one of them out.")
 
     def options(self) -> dict[str, Any]:
         """Parameters of the estimator."""
